@@ -1,0 +1,32 @@
+"""What a stage hands back: figures for programs, tables for people."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows for a person; numbers stay numbers so that the renderer can align and round them."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one stage.
+
+    `figures` is what `--json` prints: plain JSON values, no NaN. `notes` are sentences, `next_commands` what to type next.
+    """
+
+    stage: str
+    status: Literal["done", "already done", "partial"]
+    run: Path | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = ()
+    next_commands: tuple[str, ...] = ()
