@@ -17,7 +17,7 @@ os.environ.update(
 )
 os.environ.pop("WANDB_API_KEY", None)
 
-from tests import builders  # noqa: E402
+from tests import builders
 
 
 @pytest.fixture(scope="session")
