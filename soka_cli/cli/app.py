@@ -1,0 +1,40 @@
+"""The command line's core: arguments in, exit code out. Imports no torch, so that --help answers at once."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from soka_cli.cli.commands import app
+
+QUIET_LIBRARIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "KMP_BLOCKTIME": "0",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after `soka`; None takes the process's own.
+
+    Returns:
+        The exit code of the contract (soka_cli.errors.ExitCode).
+    """
+    for name, value in QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(args=words, prog_name="soka")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def run_and_exit() -> None:
+    """Entry point of the `soka` script."""
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""The verbs: parse, call the stage, hand its outcome to the renderer. Stages are imported when they run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from soka_cli.cli.request import Request
+from soka_cli.cli.verb import verb
+
+if TYPE_CHECKING:
+    from soka_cli.run.reporter import Reporter
+    from soka_cli.stages.outcome import Outcome
+
+app = typer.Typer(
+    name="soka",
+    help="Fine-tune language models with SoKA: factors from the Kronecker SVD of each weight, ranks from its spectrum.",
+    epilog="Start with: soka demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from soka_cli import __version__
+        from soka_cli.cli.render import print_text
+
+        print_text(f"soka {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def soka(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and leave.")] = False,
+) -> None:
+    """Fine-tune language models with SoKA: factors from the Kronecker SVD of each weight, ranks from its spectrum."""
+
+
+@verb(app, "plan", examples=("soka plan -r gsm8k.yaml", "soka plan -r gsm8k.yaml adapter.target_modules=all-linear"), without=("force", "device"))
+def plan(request: Request, reporter: "Reporter") -> "Outcome":
+    """Say what a recipe will cost - parameters, steps, memory - without weights or network."""
+    from soka_cli.stages.plan import plan as stage
+
+    return stage(request.context(reporter, last_run=True))
+
+
+@verb(app, "decompose", examples=("soka decompose -r gsm8k.yaml", "soka decompose -r gsm8k.yaml adapter.rank.tau=0.95 --force"))
+def decompose(request: Request, reporter: "Reporter") -> "Outcome":
+    """Decompose the base's target weights into Kronecker terms and choose each module's rank."""
+    from soka_cli.stages.decompose import decompose as stage
+
+    return stage(request.context(reporter))
+
+
+@verb(app, "train", examples=("soka train --recipe gsm8k.yaml", "soka train -r gsm8k.yaml train.lr=1e-3 train.steps=500"))
+def train(request: Request, reporter: "Reporter") -> "Outcome":
+    """Train the adapter; goes on from the last checkpoint by itself."""
+    from soka_cli.stages.train import train as stage
+
+    return stage(request.context(reporter))
+
+
+@verb(app, "eval", examples=("soka eval", "soka eval -d runs/gsm8k --model adapter --show 5", "soka eval --model ./my-model eval.0.limit=100"))
+def evaluate(
+    request: Request,
+    reporter: "Reporter",
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="base|adapter|merged|FOLDER", help="What to judge (default: all of the three that exist).")
+    ] = None,
+    show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Show N wrong and N right answers.")] = 0,
+) -> "Outcome":
+    """Ask the benchmarks and judge the answers; goes on where it stopped."""
+    from soka_cli.stages.evaluate import evaluate as stage
+
+    kinds = None if model is None else [model] if model in ("base", "adapter", "merged") else []
+    folder = Path(model) if model is not None and not kinds else None
+    return stage(request.context(reporter, last_run=True), kinds=kinds, folder=folder, show=show)
+
+
+@verb(
+    app,
+    "score",
+    examples=("soka score --task gsm8k completions.jsonl", "soka score --task gsm8k --out scores/ completions.jsonl --json"),
+    without=("overrides", "recipe", "run", "device", "force", "offline"),
+)
+def score(
+    request: Request,
+    reporter: "Reporter",
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Lines of {id, completion, gold}.")],
+    task: Annotated[str, typer.Option("--task", metavar="gsm8k", help="The benchmark that judges.")],
+    protocol: Annotated[str | None, typer.Option("--protocol", metavar="NAME", help="Whose stop strings cut the completion.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write predictions.jsonl and scores.json here.")] = None,
+) -> "Outcome":
+    """Judge completions that exist already, without a model."""
+    from soka_cli.stages.score import score as stage
+
+    return stage(file, task=task, protocol=protocol, out=out, reporter=reporter)
+
+
+@verb(app, "generate", examples=("soka generate -d runs/demo --prompt 'Question: ...'", "echo 'Question: ...' | soka generate"), without=("force",))
+def generate(
+    request: Request,
+    reporter: "Reporter",
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to answer; repeatable (default: stdin).")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 256,
+) -> "Outcome":
+    """Answer a prompt with the base and the adapter side by side."""
+    from soka_cli.stages.generate import generate as stage
+
+    prompts = prompt or [typer.get_text_stream("stdin").read().rstrip("\n")]
+    return stage(request.context(reporter, last_run=True), prompts=prompts, max_new_tokens=max_new_tokens)
+
+
+@verb(app, "merge", examples=("soka merge", "soka merge -d runs/gsm8k --check weights"))
+def merge(
+    request: Request,
+    reporter: "Reporter",
+    check: Annotated[
+        Literal["logits", "weights"], typer.Option("--check", help="Compare stored weights only, or both models' logits too.")
+    ] = "logits",
+) -> "Outcome":
+    """Write base plus adapter as an ordinary model folder, read back and compared."""
+    from soka_cli.stages.merge import merge as stage
+
+    return stage(request.context(reporter, last_run=True), check=check)
+
+
+@verb(app, "report", examples=("soka report", "soka report -d runs/gsm8k"), without=("device",))
+def report(request: Request, reporter: "Reporter") -> "Outcome":
+    """Draw the run as one HTML page, with Markdown and JSON twins."""
+    from soka_cli.stages.report import report as stage
+
+    return stage(request.context(reporter, last_run=True))
+
+
+@verb(app, "run", examples=("soka run --recipe demo.yaml", "soka run -r gsm8k.yaml -d runs/gsm8k-seed1 seed=1"))
+def run(request: Request, reporter: "Reporter") -> "Outcome":
+    """Do it all: decompose, train, eval, merge, eval of the merged model, report."""
+    from soka_cli.stages.run import run as stage
+
+    return stage(request.context(reporter, last_run=True))
+
+
+@verb(app, "demo", examples=("soka demo", "soka demo train.steps=50"))
+def demo(request: Request, reporter: "Reporter") -> "Outcome":
+    """The whole pipeline on the packaged small model, offline, in minutes."""
+    from soka_cli.stages.demo import demo as stage
+
+    return stage(request.context(reporter, default_recipe="demo.yaml"))
+
+
+@verb(app, "doctor", examples=("soka doctor", "soka doctor -r gsm8k.yaml --json"), without=("force",))
+def doctor(request: Request, reporter: "Reporter") -> "Outcome":
+    """Say what this machine has and whether a recipe can run here."""
+    from soka_cli.stages.doctor import doctor as stage
+
+    asked = request.recipe is not None or request.run is not None
+    return stage(request.context(reporter) if asked else None, device=request.device, offline=request.offline)
+
+
+@verb(
+    app,
+    "recipes",
+    examples=("soka recipes", "soka recipes show gsm8k", "soka recipes copy gsm8k"),
+    without=("overrides", "recipe", "run", "device", "force", "offline"),
+)
+def recipes(
+    request: Request,
+    reporter: "Reporter",
+    action: Annotated[Literal["list", "show", "copy"], typer.Argument(help="What to do.")] = "list",
+    name: Annotated[str | None, typer.Argument(help="A recipe's name.")] = None,
+) -> "Outcome":
+    """List the packaged recipes, show one resolved, or copy one here."""
+    from soka_cli.errors import ExitCode, SokaError
+    from soka_cli.stages import recipes as stage
+
+    if action == "list":
+        return stage.list_recipes()
+    if name is None:
+        raise SokaError(f"soka recipes {action} needs a name", hint=f"soka recipes {action} gsm8k", exit_code=ExitCode.USAGE)
+    return stage.show_recipe(name) if action == "show" else stage.copy_recipe(name)
+
+
+@verb(app, "clean", examples=("soka clean -d runs/gsm8k", "soka clean --yes"), without=("overrides", "device", "force", "offline"))
+def clean(
+    request: Request,
+    reporter: "Reporter",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> "Outcome":
+    """Remove stages that --force set aside, after asking."""
+    from soka_cli.stages.clean import clean as stage
+
+    context = request.context(reporter, last_run=True)
+    found = stage(context, confirmed=False)
+    if not found.figures["set_aside"] or not (yes or typer.confirm(f"remove {len(found.figures['set_aside'])} set-aside stages?", err=True)):
+        return found
+    return stage(context, confirmed=True)

@@ -1,0 +1,89 @@
+"""Runs a verb's body and turns whatever happens into an exit code and something a person can use."""
+
+import errno
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from soka_cli.cli.render import Renderer
+from soka_cli.cli.request import Request
+from soka_cli.errors import ExitCode, SokaError
+
+if TYPE_CHECKING:
+    from soka_cli.run.reporter import Reporter
+    from soka_cli.stages.outcome import Outcome
+
+
+def answer(request: Request, body: Callable[["Reporter"], "Outcome"]) -> int:
+    """Run `body`, show its outcome or its error, and return the exit code."""
+    from soka_cli.run.interrupt import Interrupted, terminations_interrupt
+
+    renderer = Renderer(json=request.json, quiet=request.quiet, verbose=request.verbose)
+    set_libraries(request)
+    try:
+        with terminations_interrupt():
+            renderer.outcome(body(renderer.reporter))
+    except SokaError as error:
+        renderer.error(error)
+        return error.exit_code
+    except KeyboardInterrupt as interrupt:
+        code = ExitCode.TERMINATED if isinstance(interrupt, Interrupted) else ExitCode.INTERRUPTED
+        renderer.error(interruption(request, code))
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ExitCode.DONE
+    except Exception as error:  # the last line of defence: a bug becomes one line and a traceback in a file
+        known = resources(error)
+        renderer.error(known if known is not None else bug(error))
+        return (known.exit_code if known is not None else ExitCode.BUG).value
+    return ExitCode.DONE
+
+
+def set_libraries(request: Request) -> None:
+    """Tell the libraries how loud and how connected to be, before any of them is imported."""
+    if request.offline:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
+            os.environ[name] = "1"
+    if request.verbose:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "info"
+
+
+def interruption(request: Request, code: ExitCode) -> SokaError:
+    return SokaError(
+        "interrupted" if code is ExitCode.INTERRUPTED else "terminated",
+        why="what was finished is kept in the run directory",
+        hint=f"{request.command}   (goes on where it stopped)",
+        exit_code=code,
+    )
+
+
+def resources(error: Exception) -> SokaError | None:
+    """Out of memory or disk, which any library may raise in its own type."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return SokaError(
+            "out of memory",
+            why=str(error).splitlines()[0] if str(error) else "",
+            hint="lower train.micro_batch_size, eval.N.batch_size or data.max_length; soka plan estimates the need",
+            exit_code=ExitCode.RESOURCES,
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SokaError("the disk is full", where=str(error.filename or ""), hint="free some space and run the same command", exit_code=ExitCode.RESOURCES)
+    return None
+
+
+def bug(error: Exception) -> SokaError:
+    """The traceback goes to a file, without local variables: they may hold secrets."""
+    descriptor, name = tempfile.mkstemp(prefix="soka-bug-", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf8") as log:
+        log.write("".join(traceback.format_exception(error)))
+    first = (str(error).splitlines() or [""])[0]
+    return SokaError(
+        f"a bug in soka: {type(error).__name__}: {first}",
+        where=f"traceback in {Path(name)}",
+        hint="report it with that file, the recipe and soka doctor --json",
+        exit_code=ExitCode.BUG,
+    )

@@ -1,0 +1,172 @@
+"""The only module that prints: outcomes to stdout, progress, warnings and errors to stderr."""
+
+import json as json_library
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from soka_cli.errors import SokaError
+
+if TYPE_CHECKING:
+    from soka_cli.stages.outcome import Cell, Outcome, Table
+
+PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
+
+
+class Renderer:
+    """Shows one call's reporter, outcome and errors in the way that the user asked for."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self.reporter = ConsoleReporter(self.err, quiet=quiet, verbose=verbose)
+
+    def outcome(self, outcome: "Outcome") -> None:
+        """The end of a stage: one JSON object, or tables and the next command."""
+        if self.json:
+            write_json({"stage": outcome.stage, "status": outcome.status, "run": str(outcome.run) if outcome.run else None, **outcome.figures})
+            return
+        for table in outcome.tables:
+            self.out.print(rich_table(table))
+        for note in outcome.notes:
+            self.out.print(escape(note))
+        where = f" in {outcome.run}" if outcome.run else ""
+        if outcome.status == "already done":
+            self.out.print(escape(f"{outcome.stage}: already done{where}, nothing to do"))
+        if outcome.next_commands and not self.quiet:
+            self.out.print("next: " + escape("\n      ".join(outcome.next_commands)))
+
+    def error(self, error: SokaError) -> None:
+        """All parts of an error; for programs also as the one JSON object."""
+        if self.json:
+            write_json({"error": {**error.parts(), "exit_code": int(error.exit_code)}})
+        labels = {"what": "[bold red]error[/]", "where": "[bold]where[/]", "why": "[bold]why[/]  ", "try": "[bold]try[/]  "}
+        for name, text in error.parts().items():
+            self.err.print(f"{labels[name]}  {escape(indent(text))}")
+
+
+def indent(text: str) -> str:
+    return text.replace("\n", "\n       ")
+
+
+def write_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json_library.dumps(value, allow_nan=False, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def print_text(text: str) -> None:
+    """Text that is meant to be piped on, as it is."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def rich_table(table: "Table") -> RichTable:
+    drawn = RichTable(title=escape(table.title), title_justify="left", header_style="bold")
+    for index, column in enumerate(table.columns):
+        numeric = any(isinstance(row[index], int | float) for row in table.rows)
+        drawn.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(escape(cell_text(cell)) for cell in row))
+    return drawn
+
+
+def cell_text(cell: "Cell") -> str:
+    """`1234567` -> `1,234,567`, `0.98500001` -> `0.985`, None -> `-`."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, bool) or isinstance(cell, str):
+        return str(cell)
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return f"{cell:.4g}"
+
+
+class ConsoleReporter:
+    """A Reporter for a person: a live bar on a terminal, plain lines when piped."""
+
+    def __init__(self, console: Console, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.console = console
+        self.quiet = quiet
+        self.verbose = verbose
+
+    def say(self, message: str) -> None:
+        if not self.quiet:
+            self.console.print(escape(message))
+
+    def warn(self, message: str) -> None:
+        self.console.print(f"[yellow]warning[/]: {escape(message)}")
+
+    @contextmanager
+    def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator["BarTask | PlainTask"]:
+        if self.quiet or not self.console.is_terminal:
+            plain = PlainTask(self, title, total, unit)
+            yield plain
+            plain.end()
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(escape(unit)),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=self.console, transient=False) as progress:
+            yield BarTask(progress, title, total)
+
+
+def figures_text(figures: dict[str, float | str]) -> str:
+    return " ".join(f"{name}={value if isinstance(value, str) else format(value, '.4g')}" for name, value in figures.items())
+
+
+class BarTask:
+    """A live bar."""
+
+    def __init__(self, progress: Progress, title: str, total: float | None) -> None:
+        self.progress = progress
+        self.task = progress.add_task(escape(title), total=total, figures="")
+
+    def advance(self, amount: float = 1, **figures: float | str) -> None:
+        self.progress.update(self.task, advance=amount, **({"figures": escape(figures_text(figures))} if figures else {}))
+
+
+class PlainTask:
+    """A line now and then, for logs and pipes."""
+
+    def __init__(self, reporter: ConsoleReporter, title: str, total: float | None, unit: str) -> None:
+        self.reporter = reporter
+        self.title = title
+        self.total = total
+        self.unit = unit
+        self.count = 0.0
+        self.figures: dict[str, float | str] = {}
+        self.started = self.shown = time.monotonic()
+
+    def advance(self, amount: float = 1, **figures: float | str) -> None:
+        self.count += amount
+        self.figures = figures or self.figures
+        if time.monotonic() - self.shown >= PLAIN_SECONDS:
+            self.show()
+
+    def show(self) -> None:
+        self.shown = time.monotonic()
+        elapsed = self.shown - self.started
+        left = f", {elapsed / self.count * (self.total - self.count):.0f} s left" if self.total and self.count else ""
+        of = f"/{self.total:g}" if self.total else ""
+        self.reporter.say(f"{self.title}: {self.count:g}{of} {self.unit}, {elapsed:.0f} s{left} {figures_text(self.figures)}".rstrip())
+
+    def end(self) -> None:
+        if time.monotonic() - self.started >= 1.0:
+            self.show()
