@@ -1,0 +1,31 @@
+"""Encoded rows into tensors of one length."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from soka_cli.data.encode import IGNORED
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads rows on the right: ids with `pad_id`, labels with -100, and marks what is real in the attention mask.
+
+    The mask comes from the rows' lengths, never from their ids, since `pad_id` may equal the end of sequence (Llama 2 has no pad token).
+    """
+
+    pad_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
+        """Rows with `input_ids` and `labels` of lengths l_b -> `input_ids`, `labels`, `attention_mask`, each [B, max l_b]."""
+        length = max(len(row["input_ids"]) for row in rows)
+
+        def padded(values: Sequence[int], filler: int) -> list[int]:
+            return [*values, *[filler] * (length - len(values))]
+
+        return {
+            "input_ids": torch.tensor([padded(row["input_ids"], self.pad_id) for row in rows]),
+            "labels": torch.tensor([padded(row["labels"], IGNORED) for row in rows]),
+            "attention_mask": torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows]),
+        }

@@ -1,0 +1,202 @@
+"""Rows from a local file or, by name and revision, from the Hub."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.recipe.places import locate
+
+Row = dict[str, Any]
+
+
+def load_rows(
+    path: str,
+    *,
+    revision: str | None = None,
+    config: str | None = None,
+    split: str = "train",
+    rows: int | None = None,
+    filter: Mapping[str, str] | None = None,
+    offline: bool = False,
+) -> list[Row]:
+    """The rows of a data source in their own order.
+
+    Args:
+        path: a .jsonl, .json, .csv or .parquet file, a `soka:` name, a folder of such files, or a Hub id.
+        revision, config, split: of a Hub data set; a file has none of them.
+        rows: the first rows that are taken, after `filter`; None takes all.
+        filter: column -> value, as text; only rows that hold all of them stay.
+        offline: read the Hub's local cache alone.
+
+    Raises:
+        SokaError: exit 4 for a missing or damaged file, a missing column, nothing left; exit 3 where the Hub can't be asked.
+    """
+    place = locate(path)
+    if isinstance(place, Path) and place.is_file():
+        every = _read_file(place)
+    elif not isinstance(place, Path) and _is_file_name(path):
+        raise SokaError(
+            "The data file does not exist.", where=path, hint="correct data.train.path (or eval's path)", exit_code=ExitCode.DATA
+        )
+    else:
+        every = _read_hub(str(place), revision=revision, config=config, split=split, offline=offline)
+    chosen = list(islice(_filtered(every, filter or {}, path), rows))
+    if not chosen:
+        raise SokaError(
+            "The data source has no rows.", where=f"{path}, split {split}", hint="name another file or split", exit_code=ExitCode.DATA
+        )
+    return chosen
+
+
+def require_columns(row: Mapping[str, Any], columns: Iterable[str], path: str) -> None:
+    """Refuse a source whose rows lack one of `columns` (exit 4), naming those that are there."""
+    if missing := [column for column in columns if column not in row]:
+        raise SokaError(
+            f"The data has no column {', '.join(missing)}.",
+            where=path,
+            why=f"its columns are {', '.join(map(str, row))}",
+            hint="name columns that are there (data.train.prompt, data.train.target), or another task",
+            exit_code=ExitCode.DATA,
+        )
+
+
+def _is_file_name(path: str) -> bool:
+    return Path(path).suffix in READERS or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
+
+
+def _filtered(rows: Iterable[Row], wanted: Mapping[str, str], path: str) -> Iterator[Row]:
+    """The rows that hold `wanted`; says which values there are where none does."""
+    seen: dict[str, Counter[str]] = {column: Counter() for column in wanted}
+    kept = 0
+    for row in rows:
+        require_columns(row, wanted, path)
+        for column in wanted:
+            seen[column][str(row[column])] += 1
+        if all(str(row[column]) == value for column, value in wanted.items()):
+            kept += 1
+            yield row
+    if wanted and not kept and any(seen.values()):
+        there = "; ".join(f"{column}: {', '.join(value for value, _ in counts.most_common(5))}" for column, counts in seen.items())
+        raise SokaError(
+            f"No row passes the filter {dict(wanted)}.",
+            where=path,
+            why=f"the commonest values are {there}",
+            hint="correct or drop filter",
+            exit_code=ExitCode.DATA,
+        )
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    reader = READERS.get(path.suffix)
+    if reader is None:
+        raise SokaError(
+            f"The data file's ending {path.suffix or '(none)'} is not known.",
+            where=str(path),
+            hint=f"use one of {', '.join(READERS)}",
+            exit_code=ExitCode.DATA,
+        )
+    try:
+        yield from reader(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(where: Path | str, why: str) -> SokaError:
+    return SokaError("The data file can't be read.", where=str(where), why=why, hint="repair or fetch the file", exit_code=ExitCode.DATA)
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise _damaged(f"{path}:{number}", str(error)) from error
+            if not isinstance(row, dict):
+                raise _damaged(f"{path}:{number}", "the line is no JSON object")
+            yield row
+
+
+def _json_array(path: Path) -> Iterator[Row]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise _damaged(path, "it holds no JSON array of objects; one object a line is .jsonl")
+    yield from rows
+
+
+def _comma_separated(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise _damaged(f"{path}:{reader.line_num}", "the line has more or fewer fields than the heading")
+                yield dict(row)
+        except csv.Error as error:
+            raise _damaged(f"{path}:{reader.line_num}", str(error)) from error
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise _damaged(path, str(error)) from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_array,
+    ".csv": _comma_separated,
+    ".parquet": _parquet,
+}
+
+
+def _read_hub(name: str, *, revision: str | None, config: str | None, split: str, offline: bool) -> Iterable[Row]:
+    """Rows of a Hub data set (or a folder laid out like one), through `datasets`."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    where = f"{name}, configuration {config or 'default'}, split {split}"
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        loaded = datasets.load_dataset(name, config, split=split, revision=revision)
+    except DatasetNotFoundError as error:
+        raise SokaError(
+            "The data set does not exist, or is gated.",
+            where=where,
+            why=str(error),
+            hint="correct the name; for a gated data set accept its terms on the Hub and run: hf auth login",
+            exit_code=ExitCode.DATA,
+        ) from error
+    except (ConnectionError, HfHubHTTPError) as error:
+        raise SokaError(
+            "The data set can't be fetched.",
+            where=where,
+            why=str(error),
+            hint="fetch it once with a network, or set path to a local .jsonl file",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error
+    except (DatasetsError, ValueError, RuntimeError, OSError) as error:
+        raise SokaError(
+            "The data set can't be read.", where=where, why=str(error), hint="correct config, split or revision", exit_code=ExitCode.DATA
+        ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+    return iter(loaded)
