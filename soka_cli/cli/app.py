@@ -1,6 +1,7 @@
 """The command line's core: arguments in, exit code out. Imports no torch, so that --help answers at once."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=words, prog_name="soka")
+        app(args=words, prog_name="soka", obj=shlex.join(["soka", *words]))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0

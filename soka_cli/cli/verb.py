@@ -2,8 +2,6 @@
 
 import functools
 import inspect
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,7 +50,7 @@ def verb(application: typer.Typer, name: str, *, examples: tuple[str, ...], with
 
             common = {key: words.pop(key) for key in shared}
             common["overrides"] = tuple(common.get("overrides") or ())
-            request = Request(verb=name, command=shlex.join(["soka", *sys.argv[1:]]), **common)
+            request = Request(verb=name, command=words.pop("click_context").obj or f"soka {name}", **common)
             raise typer.Exit(answer(request, lambda reporter: body(request, reporter, **words)))
 
         parameters = [
@@ -60,6 +58,7 @@ def verb(application: typer.Typer, name: str, *, examples: tuple[str, ...], with
             for key, (annotation, default) in shared.items()
         ]
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        parameters.append(inspect.Parameter("click_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
         command.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *parameters]}
         del command.__wrapped__
