@@ -1,0 +1,1 @@
+"""Measurements: ratios in one run, medians and spread, with the command. Results lie in benchmarks/results."""
