@@ -1,0 +1,30 @@
+"""Algebra of Kronecker sums on tensors: shapes, rearrangement, solver, rank rules, products. Knows no model, file or recipe."""
+
+from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, module_seed
+from soka_cli.kron.product import kron_dense, kron_product
+from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
+from soka_cli.kron.rearrange import rearrange, restore
+from soka_cli.kron.shape import KronShape, balanced, blocked, choose_shape, divisors, explicit
+from soka_cli.kron.solver import Triplets, leading_triplets
+
+__all__ = [
+    "Decomposition",
+    "KronFactors",
+    "KronShape",
+    "RankChoice",
+    "RankRule",
+    "Triplets",
+    "balanced",
+    "blocked",
+    "choose_rank",
+    "choose_shape",
+    "decompose_weight",
+    "divisors",
+    "explicit",
+    "kron_dense",
+    "kron_product",
+    "leading_triplets",
+    "module_seed",
+    "rearrange",
+    "restore",
+]
