@@ -1,0 +1,79 @@
+"""Signals that ask a process to end, as exceptions that let it clean up first."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal other than Ctrl-C asked the process to end; as a KeyboardInterrupt it passes through `except Exception`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+def raise_interrupted(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def in_main_thread() -> bool:
+    """Python lets only the main thread change signal handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def terminations_interrupt() -> Iterator[None]:
+    """Inside the block SIGTERM raises Interrupted; SIGINT stays KeyboardInterrupt. The old handler comes back at the end."""
+    if not in_main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, raise_interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class PendingInterrupt:
+    """A request to end that waits until the work can be left. `number` is the signal's, None as long as none came."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first signal; the second one no longer waits."""
+        if self.number is not None:
+            self.deliver()
+        self.number = number
+
+    def deliver(self) -> None:
+        """Raise KeyboardInterrupt (SIGINT) or Interrupted (SIGTERM) if a signal came, else return."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number is not None:
+            raise Interrupted(self.number)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[PendingInterrupt]:
+    """Inside the block SIGINT and SIGTERM are noted, not raised: look at the yielded PendingInterrupt where the work can be left.
+
+    A second signal is raised at once. What is still pending at the block's good end is raised there.
+    """
+    pending = PendingInterrupt()
+    if not in_main_thread():
+        yield pending
+        return
+    before = {number: signal.signal(number, pending.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield pending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    pending.deliver()
