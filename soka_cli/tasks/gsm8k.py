@@ -1,0 +1,148 @@
+"""GSM8K: grade-school word problems whose answers are numbers (Cobbe et al., arXiv 2110.14168)."""
+
+import re
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.tasks.base import Example, Judgement, cut_at
+from soka_cli.tasks.number import Number, exact, numbers, spelled
+
+MARK = "####"
+
+# lm-evaluation-harness, lm_eval/tasks/gsm8k/gsm8k.yaml version 3: the filters strict-match and flexible-extract.
+STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+
+PHRASE = re.compile(r"the (?:final )?answer is:?", re.IGNORECASE)
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+DECORATION = re.compile(r"(?:[ \t*_=:~≈(\[{]|\\boxed|\\fbox|\\\(|\\\[|\$(?!-))*")
+
+
+@dataclass(frozen=True)
+class Gsm8k:
+    """Metrics: `strict` and `flexible` as lm-evaluation-harness has them, and `numeric`, equality of exact numbers."""
+
+    name: str = "gsm8k"
+    metrics: tuple[str, ...] = ("strict", "flexible", "numeric")
+    fields: tuple[str, ...] = ("question", "answer")
+
+    @property
+    def specimen(self) -> Example:
+        return _example("", "{question}", "{answer}", gold="")
+
+    def example(self, row: dict[str, Any], index: int) -> Example:
+        """`question` and `answer` as the data set writes them; the gold answer stands behind the last `####`."""
+        question, answer = (_text(row, field, index) for field in self.fields)
+        if MARK not in answer:
+            raise SokaError(
+                f"Row {index} has no line '{MARK} <answer>', so there is no gold answer to compare with.",
+                where=f"field answer of row {index}",
+                hint="give a file in GSM8K's form: question, and answer ending in a line '#### 42'",
+                exit_code=ExitCode.DATA,
+            )
+        return _example(str(row.get("id", index)), question, answer, gold=answer.rsplit(MARK, 1)[1].strip())
+
+    def judge(self, completion: str, gold: str, stops: Sequence[str]) -> Judgement:
+        """strict and flexible read the completion as given; numeric reads it up to the first of `stops`."""
+        number = answer_number(cut_at(completion, stops)[0])
+        wanted = exact(gold.rsplit(MARK, 1)[-1])
+        return Judgement(
+            extracted=number.text if number is not None else None,
+            correct={
+                "strict": _same_text(first_marked(completion), gold),
+                "flexible": _same_text(last_number_like(completion), gold),
+                "numeric": number is not None and number.value == wanted,
+            },
+        )
+
+
+def first_marked(completion: str) -> str | None:
+    """The harness's strict-match: what follows the first `#### `, exactly one space."""
+    match = STRICT.search(completion)
+    return match[1].strip() if match else None
+
+
+def last_number_like(completion: str) -> str | None:
+    """The harness's flexible-extract: the last run of digits, `$`, dots and commas, whatever it means."""
+    found = FLEXIBLE.findall(completion)
+    return next(group for group in found[-1] if group).strip() if found else None
+
+
+def answer_number(text: str) -> Number | None:
+    """The number that a text gives as its answer.
+
+    The first of these that yields one: right behind the last `####`; behind the last `The answer is:`, on its line; in the last
+    `\\boxed{}`; the last number of all. Markdown, currency and LaTeX around a number are passed over.
+    """
+    text = spelled(text)
+    for reading in (_marked, _phrased, _boxed, _last):
+        if (number := reading(text)) is not None:
+            return number
+    return None
+
+
+def _marked(text: str) -> Number | None:
+    _, mark, behind = text.rpartition(MARK)
+    if not mark:
+        return None
+    line = behind.split("\n", 1)[0]
+    decoration = DECORATION.match(line)
+    number = next(numbers(line[decoration.end() :] if decoration else line), None)
+    return number if number is not None and number.start == 0 else None
+
+
+def _phrased(text: str) -> Number | None:
+    phrases = list(PHRASE.finditer(text))
+    if not phrases:
+        return None
+    return next(numbers(text[phrases[-1].end() :].split("\n", 1)[0]), None)
+
+
+def _boxed(text: str) -> Number | None:
+    boxes = list(BOX.finditer(text))
+    content = _balanced(text, boxes[-1].end()) if boxes else None
+    return next(numbers(content), None) if content is not None else None
+
+
+def _balanced(text: str, start: int) -> str | None:
+    """The text from `start` up to the brace that closes the one before `start`; None where it is never closed."""
+    depth = 1
+    for place in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if not depth:
+            return text[start:place]
+    return None
+
+
+def _last(text: str) -> Number | None:
+    return next(iter(deque(numbers(text), maxlen=1)), None)
+
+
+def _same_text(answer: str | None, gold: str) -> bool:
+    """String equality after the harness's deletions, case apart."""
+    return answer is not None and _normal(answer) == _normal(gold)
+
+
+def _normal(text: str) -> str:
+    """What exact_match of the harness's task compares: commas, `$`, all up to the last `#### ` and one final full stop deleted."""
+    behind = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
+    return re.sub(r"\.$", "", behind).lower()
+
+
+def _example(identity: str, question: str, answer: str, *, gold: str) -> Example:
+    return Example(id=identity, prompt=question, target=answer, gold=gold, plain=(f"Question: {question}\nAnswer:", f" {answer}"))
+
+
+def _text(row: dict[str, Any], field: str, index: int) -> str:
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise SokaError(
+            f"Row {index} has no text in field {field}.",
+            where=f"field {field} of row {index}; the row has {', '.join(map(str, row))}",
+            hint="give a file in GSM8K's form, with the fields question and answer",
+            exit_code=ExitCode.DATA,
+        )
+    return value
