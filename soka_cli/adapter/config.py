@@ -1,0 +1,118 @@
+"""SokaConfig: what a SoKA adapter is made of, in PEFT's terms."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig, PeftType
+from peft.utils.other import get_pattern_key
+
+from soka_cli.kron import KronShape, RankRule, choose_shape
+
+INITS = ("weight",)
+
+
+class MethodName(str):
+    """A PEFT type that PEFT's closed enum lacks: a string with the `value` and `name` that enum members have."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+    @property
+    def name(self) -> str:
+        return str(self)
+
+
+SOKA: Any = PeftType["SOKA"] if "SOKA" in PeftType.__members__ else MethodName("SOKA")
+
+
+def _find(pattern: dict[str, Any], module_name: str) -> Any:
+    """The entry for a module: its full name first, then the first key that matches its end as a pattern; else None."""
+    if module_name in pattern:
+        return pattern[module_name]
+    return pattern.get(get_pattern_key(pattern.keys(), module_name))
+
+
+def _option(default: Any, help_text: str) -> Any:
+    metadata = {"help": help_text}
+    return field(default_factory=default, metadata=metadata) if callable(default) else field(default=default, metadata=metadata)
+
+
+def _default_rank() -> dict[str, Any]:
+    return {"rule": "min", "tau": 0.90, "elbow": "gap", "max": 16}
+
+
+_NO_PATTERN: Callable[[], dict[str, Any]] = dict
+
+
+@dataclass
+class SokaConfig(PeftConfig):
+    """dW = sum_k sigma_k U_k (x) V_k minus the same sum at the start, for every target module.
+
+    Which modules: PEFT's own fields. How large: `shape` and `rank`, with the values of a recipe's adapter section. When an
+    adapter is made, the rank and shape chosen for each module are written into `rank_pattern` and `shape_pattern` under its
+    full name, so a saved config says them all and loading decomposes nothing.
+
+    Raises:
+        ValueError: an unknown shape, rank rule or start; layer fields together with a pattern in `target_modules`.
+    """
+
+    target_modules: list[str] | str | None = _option(
+        None, "Name endings (list), a pattern (string) or all-linear; none takes the architecture's usual query and value projections."
+    )
+    exclude_modules: list[str] | str | None = _option(None, "Name endings (list) or a pattern (string) of modules to leave out.")
+    layers_to_transform: list[int] | int | None = _option(None, "Layer numbers to adapt; needs target_modules as a list.")
+    layers_pattern: list[str] | str | None = _option(None, "Name of the list of layers, where its place in module names is not the usual one.")
+    modules_to_save: list[str] | None = _option(None, "Modules trained and saved whole beside the adapter.")
+    shape: str | dict[str, int] = _option("balanced", "Factor sizes: balanced, {block: B} or {m: M, n: N}.")
+    shape_pattern: dict[str, Any] = _option(_NO_PATTERN, "Shapes of modules whose name is, or ends in a match of, the key.")
+    rank: dict[str, Any] = _option(_default_rank, "Rule that chooses the number of terms, e.g. {rule: fixed, value: 4}.")
+    rank_pattern: dict[str, int] = _option(_NO_PATTERN, "Number of terms of modules whose name is, or ends in a match of, the key.")
+    init: str = _option("weight", "Where the terms come from: weight, the leading terms of the module's own weight.")
+    init_weights: bool = _option(True, "True starts as the base model; False starts away from it, which only tests want.")
+    seed: int = _option(0, "Seed of the decomposition; each module derives its own from this and its name.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = SOKA
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), list):
+                setattr(self, name, set(value))
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified. ")
+        if self.init not in INITS:
+            raise ValueError(f"init is {self.init!r}; there is: {', '.join(INITS)}")
+        RankRule.from_mapping(self.rank)
+
+    @property
+    def rank_rule(self) -> RankRule:
+        """The rule of modules that `rank_pattern` does not name."""
+        return RankRule.from_mapping(self.rank)
+
+    def rank_of(self, module_name: str) -> int | None:
+        """Number of terms that `rank_pattern` gives the module; None leaves it to the rule."""
+        return _find(self.rank_pattern, module_name)
+
+    def shape_of(self, module_name: str, out_features: int, in_features: int) -> KronShape:
+        """The module's factor sizes: out = m p, in = n q.
+
+        Raises:
+            ValueError: the sizes asked for do not divide the weight's; names the module and the nearest that do.
+        """
+        found = _find(self.shape_pattern, module_name)
+        try:
+            return choose_shape(self.shape if found is None else found, out_features, in_features)
+        except ValueError as error:
+            raise ValueError(f"{module_name}: {error}") from error
+
+    def record(self, module_name: str, shape: KronShape, rank: int) -> None:
+        """Write what was chosen for a module back, so that a load finds it."""
+        self.shape_pattern[module_name] = {"m": shape.m, "n": shape.n}
+        self.rank_pattern[module_name] = rank

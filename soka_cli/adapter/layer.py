@@ -1,0 +1,270 @@
+"""A frozen linear layer with SoKA adapters on it."""
+
+import warnings
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from peft.utils.other import transpose
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from soka_cli.adapter.config import SokaConfig
+from soka_cli.kron import KronFactors, KronShape, RankRule, decompose_weight, kron_dense, kron_product, module_seed
+
+TRAINED = ("soka_U", "soka_V", "soka_sigma")
+START = ("soka_start_U", "soka_start_V", "soka_start_sigma")
+
+
+class SokaLayer(BaseTunerLayer):
+    """Holds, per adapter, the trained terms theta and the terms theta0 it started from.
+
+    `soka_U` [r, m, n], `soka_V` [r, p, q], `soka_sigma` [r] are parameters; `soka_start_*` are persistent buffers of the same
+    shapes. All are fp32 whatever the base's type. The base layer is never changed, except by `merge`.
+    """
+
+    adapter_layer_names = TRAINED
+    other_param_names = START
+
+    def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
+        self.base_layer = base_layer
+        self.soka_U = nn.ParameterDict()
+        self.soka_V = nn.ParameterDict()
+        self.soka_sigma = nn.ParameterDict()
+        self.soka_start_U = BufferDict(persistent=True)
+        self.soka_start_V = BufferDict(persistent=True)
+        self.soka_start_sigma = BufferDict(persistent=True)
+        self._disable_adapters = False
+        self.merged_adapters = []
+        self.cast_input_dtype_enabled = True
+        self._pristine: Tensor | None = None  # the base weight as it was, while adapters are merged
+        base = self.get_base_layer()
+        self.quantization_backend = resolve_quantization_backend(base, **quantization)
+        self.fan_in_fan_out = isinstance(base, Conv1D)
+        self.out_features, self.in_features = layer_sizes(base)
+
+    # ---- making an adapter
+
+    def update_layer(self, adapter_name: str, config: SokaConfig, module_name: str, *, values_follow: bool) -> None:
+        """Add an adapter to this layer.
+
+        `values_follow` says that somebody fills the factors in afterwards (a load, or a prepared decomposition): then, as
+        under `inference_mode` and over a weight without values, they are zeros of the right shape and nothing is decomposed.
+
+        Raises:
+            ValueError: sizes that do not divide, a rank the shape has no room for, a weight that is not finite; names the module.
+        """
+        shape = config.shape_of(module_name, self.out_features, self.in_features)
+        rank = config.rank_of(module_name)
+        rule = config.rank_rule if rank is None else RankRule.from_mapping({"rule": "fixed", "value": rank})
+        with torch.no_grad(), align_module_device(self.get_base_layer()):
+            device = self._weight_device()
+            if values_follow or config.inference_mode or device.type == "meta":
+                start = _blank(shape, _room(rule, shape), device)
+            else:
+                start = self._decompose(shape, rule, module_seed(config.seed, module_name), module_name)
+                config.record(module_name, shape, start.rank)
+            self.set_factors(adapter_name, start, start if config.init_weights else _moved_away(start))
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _weight_device(self) -> torch.device:
+        base = self.get_base_layer()
+        return getattr(base, "qweight", base.weight).device
+
+    def _decompose(self, shape: KronShape, rule: RankRule, seed: int, module_name: str) -> KronFactors:
+        weight = self.get_base_weight() if self._pristine is None else self._pristine
+        try:
+            factors = decompose_weight(transpose(weight, self.fan_in_fan_out).float(), shape, rule, seed=seed).factors
+        except ValueError as error:
+            raise ValueError(f"{module_name}: {error}") from error
+        return factors
+
+    def set_factors(self, adapter_name: str, start: KronFactors, trained: KronFactors | None = None) -> None:
+        """Give the adapter its start, and its present terms (default: the start)."""
+        present = start if trained is None else trained
+        for names, factors in ((TRAINED, present), (START, start)):
+            for name, tensor in zip(names, (factors.left, factors.right, factors.sigma), strict=True):
+                self._put(name, adapter_name, tensor.detach().to(self._factor_device(), torch.float32).clone())
+
+    def _factor_device(self) -> torch.device | None:
+        """Where the base layer computes; an offloaded weight says meta outside its hook, so None (leave it) there."""
+        hook = getattr(self.get_base_layer(), "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return torch.device(device) if device is not None else self._weight_device()
+
+    def _put(self, name: str, adapter_name: str, tensor: Tensor) -> None:
+        held = getattr(self, name)
+        if isinstance(held, BufferDict):
+            held[adapter_name] = tensor
+        else:
+            trainable = held[adapter_name].requires_grad if adapter_name in held else True
+            held[adapter_name] = nn.Parameter(tensor, requires_grad=trainable)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Follow the base layer's device; unlike PEFT's, not its type, which would cost fp32 digits."""
+        target = device or self._factor_device()
+        if adapter_name not in self.soka_U or target is None or target.type == "meta":
+            return
+        for name in (*TRAINED, *START):
+            tensor = getattr(self, name)[adapter_name]
+            if not tensor.is_meta:
+                tensor.data = tensor.data.to(target)
+
+    def cast_factors(self, adapter_name: str, dtype: torch.dtype) -> None:
+        """Hold the adapter's terms in another floating type, start and present alike."""
+        if adapter_name in self.soka_U:
+            for name in (*TRAINED, *START):
+                tensor = getattr(self, name)[adapter_name]
+                tensor.data = tensor.data.to(dtype)
+
+    # ---- what an adapter adds
+
+    def factors(self, adapter_name: str) -> KronFactors:
+        """The adapter's present terms."""
+        return KronFactors(self.soka_U[adapter_name], self.soka_V[adapter_name], self.soka_sigma[adapter_name])
+
+    def start_factors(self, adapter_name: str) -> KronFactors:
+        """The terms the adapter started from."""
+        return KronFactors(self.soka_start_U[adapter_name], self.soka_start_V[adapter_name], self.soka_start_sigma[adapter_name])
+
+    def _difference(self, adapter_name: str) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """K(theta) - K(theta0) as two Kronecker sums of (left, right, sigma), each exactly zero at the start.
+
+        sigma U (x) V - sigma0 U0 (x) V0 = (sigma U - sigma0 U0) (x) V + sigma0 U0 (x) (V - V0). The parameters are subtracted,
+        not the two large products, so nothing cancels when the products are rounded to bf16.
+        """
+        now, start = self.factors(adapter_name), self.start_factors(adapter_name)
+        left = now.sigma[:, None, None] * now.left - start.sigma[:, None, None] * start.left
+        return (left, now.right, torch.ones_like(start.sigma)), (start.left, now.right - start.right, start.sigma)
+
+    def _held(self, adapter_names: list[str]) -> list[str]:
+        return [name for name in adapter_names if name in self.soka_U]
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+
+class Linear(nn.Module, SokaLayer):
+    """y = W x + b + sum over active adapters of (K(theta) - K(theta0)) x, with K(theta) = sum_k sigma_k U_k (x) V_k.
+
+    Args:
+        base_layer: `nn.Linear`, GPT-2's `Conv1D`, or a quantised linear layer that PEFT knows.
+        adapter_name: the first adapter's name.
+        config: its config; the rank and shape chosen are written into it.
+        module_name: full name of the module in the base model.
+        values_follow: see `update_layer`.
+
+    Raises:
+        ValueError: see `update_layer`.
+    """
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: SokaConfig, module_name: str, *, values_follow: bool, **quantization: Any
+    ) -> None:
+        super().__init__()
+        SokaLayer.__init__(self, base_layer, **quantization)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, module_name, values_follow=values_follow)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, *args, **kwargs)  # (..., out)
+        if self.disable_adapters or self.merged:
+            return result
+        for name in self._held(self.active_adapters):
+            inputs = self._cast_input_dtype(x, self.soka_U[name].dtype)  # (..., in)
+            first, second = self._difference(name)
+            result = result + (kron_product(inputs, *first) + kron_product(inputs, *second)).to(result.dtype)
+        return result
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """K(theta) - K(theta0) in fp32, laid out as the base weight: [out, in], or [in, out] for Conv1D."""
+        first, second = (tuple(tensor.float() for tensor in terms) for terms in self._difference(adapter))
+        return transpose(kron_dense(*first) + kron_dense(*second), self.fan_in_fan_out)
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters to the base weight: W + sum (K(theta) - K(theta0)), in fp32 from the pristine W, rounded once.
+
+        The pristine weight is kept until `unmerge`, which puts it back as it was. An untrained adapter leaves every bit of
+        the weight alone.
+
+        Args:
+            safe_merge: look for values that are not finite first, and leave the weight alone if there are any.
+            adapter_names: which adapters; None takes the active ones. Those merged already are skipped with a warning.
+
+        Raises:
+            ValueError: `safe_merge` found values that are not finite.
+            TypeError: the base is quantised in a way that cannot be written back.
+        """
+        names = self._held(check_adapters_to_merge(self, adapter_names))
+        if not names:
+            return
+        if self.quantization_backend is not None and not self.quantization_backend.supports_merge:
+            raise TypeError(f"a {self.quantization_backend.backend_name} base cannot take a merged weight; merge into the float base")
+        pristine = self.get_base_weight() if self._pristine is None else self._pristine
+        total = torch.zeros_like(pristine, dtype=torch.promote_types(pristine.dtype, torch.float32))
+        for name in (*self.merged_adapters, *names):
+            total += self.get_delta_weight(name).to(total.device)
+            if safe_merge and not torch.isfinite((pristine + total).to(pristine.dtype)).all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+        self._pristine = pristine
+        if total.any():
+            self.set_base_weight((pristine + total).to(pristine.dtype))
+        self.merged_adapters.extend(names)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the pristine weight back, bit for bit (a quantised one is quantised again)."""
+        if not self.merged or self._pristine is None:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        weight = self.get_base_layer().weight
+        dtype = self._pristine.dtype if self.quantization_backend is not None else weight.dtype
+        self.set_base_weight(self._pristine.to(weight.device, dtype))
+        self._pristine = None
+        self.merged_adapters.clear()
+
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)
+
+    def __repr__(self) -> str:
+        return "soka." + super().__repr__()
+
+
+def layer_sizes(base: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer, from its own numbers: a packed or sharded weight has another shape."""
+    if isinstance(base, Conv1D):
+        return base.nf, base.nx
+    for outputs, inputs in (("out_features", "in_features"), ("outfeatures", "infeatures")):
+        if hasattr(base, outputs) and hasattr(base, inputs):
+            return getattr(base, outputs), getattr(base, inputs)
+    raise ValueError(f"{type(base).__name__} does not say its input and output sizes")
+
+
+def _room(rule: RankRule, shape: KronShape) -> int:
+    """Terms to make room for where no spectrum is read."""
+    wanted = rule.value if rule.rule == "fixed" and rule.value is not None else rule.max
+    return min(wanted, shape.max_rank)
+
+
+def _blank(shape: KronShape, rank: int, device: torch.device) -> KronFactors:
+    return KronFactors(
+        torch.zeros(rank, shape.m, shape.n, device=device),
+        torch.zeros(rank, shape.p, shape.q, device=device),
+        torch.zeros(rank, device=device),
+    )
+
+
+def _moved_away(start: KronFactors) -> KronFactors:
+    """The start with as much noise again on every factor, from torch's global generator."""
+
+    def shaken(tensor: Tensor) -> Tensor:
+        return tensor + torch.randn_like(tensor) / (tensor[0].numel() ** 0.5)
+
+    return KronFactors(shaken(start.left), shaken(start.right), start.sigma)

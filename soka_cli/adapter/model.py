@@ -1,0 +1,86 @@
+"""SokaModel: a base model with SoKA layers in place of its target modules."""
+
+import copy
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils import get_quantization_kwargs, resolve_quantization_backend
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from soka_cli.adapter.config import SokaConfig
+from soka_cli.adapter.layer import Linear, SokaLayer
+
+
+class SokaModel(BaseTuner):
+    """PEFT's tuner for SoKA; made by `peft.get_peft_model(model, SokaConfig(...))`, seldom by hand.
+
+    Raises:
+        ValueError: a target that is not a linear layer, or what `SokaLayer.update_layer` refuses; names the module.
+    """
+
+    prefix = "soka_"
+    tuner_layer_cls = SokaLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.copy()
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """As PEFT's; `low_cpu_mem_usage` promises that the factors are filled in afterwards, so none are computed."""
+        self._values_follow = low_cpu_mem_usage
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+
+    def _create_and_replace(
+        self, peft_config: SokaConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module, current_key: str
+    ) -> None:
+        if isinstance(target, SokaLayer):
+            target.update_layer(adapter_name, peft_config, current_key, values_follow=self._values_follow)
+            return
+        quantization = get_quantization_kwargs(self.model)
+        _require_linear(target, current_key, quantization)
+        layer = Linear(target, adapter_name, peft_config, current_key, values_follow=self._values_follow, **quantization)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # an adapter added beside the active ones is not trained until it is set
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put the module in place. PEFT's also moves it to the weight's device, which for an offloaded weight is meta."""
+        setattr(parent, child_name, new_module)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Factors are fp32 from the start; without autocast they take the type of their base weight."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            return
+        for layer in self.model.modules():
+            if isinstance(layer, SokaLayer):
+                _, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
+                layer.cast_factors(adapter_name, dtype if dtype is not None and dtype.is_floating_point else torch.float32)
+
+
+def targeted_modules(model: nn.Module, config: SokaConfig) -> dict[str, nn.Module]:
+    """The modules of a base model that the config adapts, by their names; by PEFT's own rules, changing neither."""
+    config = copy.deepcopy(config)
+    if config.target_modules is None:
+        config.target_modules = set(SokaModel.target_module_mapping.get(BaseTuner.get_model_config(model).get("model_type"), ()))
+    config = _maybe_include_all_linear_layers(config, model)
+    return {name: module for name, module in model.named_modules() if name and SokaModel._check_target_module_exists(config, name)}
+
+
+def _require_linear(target: nn.Module, module_name: str, quantization: dict[str, Any]) -> None:
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    if isinstance(base, nn.Linear | Conv1D):
+        return
+    backend = resolve_quantization_backend(base, **quantization)
+    if backend is None or backend.layer_type != "linear":
+        raise ValueError(
+            f"Target module {module_name} is a {type(base).__name__}, which SoKA does not support. "
+            "It adapts torch.nn.Linear, transformers' Conv1D (GPT-2) and quantised linear layers."
+        )
