@@ -1,0 +1,1 @@
+"""The base model: where it lies, what it holds, what an adapter would be put on."""

@@ -1,0 +1,144 @@
+"""The base model and its tokenizer, loaded for training, answering or comparing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.checkpoint import Checkpoint, base_error
+from soka_cli.models.skeleton import model_class, read_config
+from soka_cli.models.snapshot import snapshot
+from soka_cli.recipe.schema import ModelSection
+
+
+def pick_device(choice: str) -> str:
+    """`auto` (the first GPU, else the CPU), `cpu` or `cuda[:k]` as a torch device name.
+
+    Raises:
+        SokaError: exit 3, where that GPU is not there; exit 2, where the text is none of these.
+    """
+    name, _, index = choice.partition(":")
+    if choice == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if choice == "cpu":
+        return "cpu"
+    if name != "cuda" or (":" in choice and not index.isdecimal()):
+        raise SokaError(
+            f"there is no kind of device called {choice}",
+            where="--device",
+            hint="--device auto, --device cpu or --device cuda:0",
+            exit_code=ExitCode.USAGE,
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise SokaError(
+            f"device {choice} is not there",
+            where="--device",
+            why=f"torch {torch.__version__} sees {count} GPUs",
+            hint="--device auto takes what there is; `soka doctor` shows it",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+    return choice
+
+
+def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer. Where it has no pad token (Llama 2), padding is EOS: the vocabulary stays as it is,
+    so whoever pads hands over an attention mask and labels of its own instead of reading them off the pad id."""
+    folder = snapshot(section.name, revision=section.revision, offline=offline, weights=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise base_error(
+            "the base model's tokenizer cannot be loaded",
+            where=str(folder),
+            why=f"{type(error).__name__}: {str(error).strip()[:300]}",
+            hint="copy tokenizer.json and tokenizer_config.json (or tokenizer.model) from the model's source into the folder",
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise base_error(
+            "the base model's tokenizer has no EOS token, so no answer could end",
+            where=str(folder / "tokenizer_config.json"),
+            hint="name it in tokenizer_config.json: \"eos_token\": \"</s>\"",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(section: ModelSection, *, device: str = "cpu", offline: bool = False) -> PreTrainedModel:
+    """The base model in the recipe's dtype on `device` (a name from pick_device), in evaluation mode.
+
+    Raises:
+        SokaError: exit 3, where the model cannot be had or its files do not fit config.json; exit 6, where it does not fit into memory.
+    """
+    folder = snapshot(section.name, revision=section.revision, offline=offline)
+    return load_folder(folder, dtype=section.dtype, device=device)
+
+
+def load_folder(folder: Path, *, dtype: str, device: str = "cpu") -> PreTrainedModel:
+    """The same for a folder at hand, such as a merged model."""
+    Checkpoint(folder)  # a damaged file is named here; torch and safetensors would only say that something is wrong
+    chosen = model_class(read_config(folder))
+    try:
+        with _own_progress_only():
+            model, report = chosen.from_pretrained(
+                folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        _refuse_mismatch(folder, report)
+        model = model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise SokaError(
+            f"the base model does not fit into the memory of {device}",
+            where=str(folder),
+            why=str(error).splitlines()[0],
+            hint="free the device's memory, or use --device cpu",
+            exit_code=ExitCode.RESOURCES,
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise base_error(
+            "the base model cannot be loaded",
+            where=str(folder),
+            why=f"{type(error).__name__}: {str(error).strip()[:300]}",
+            hint="copy or download the folder again; `soka doctor` checks the packages",
+        ) from None
+    _settle_padding(model)
+    return model.eval()
+
+
+@contextmanager
+def _own_progress_only() -> Iterator[None]:
+    """transformers' loading bar would write across the stage's own progress."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _refuse_mismatch(folder: Path, report: dict[str, Any]) -> None:
+    """transformers fills a parameter that the files lack with random numbers and only logs it."""
+    missing = sorted(report.get("missing_keys") or ())
+    resized = sorted(str(one) for one in report.get("mismatched_keys") or ())
+    if missing or resized:
+        raise base_error(
+            f"the base model's files do not fit its config.json: {len(missing)} parameters have no tensor, {len(resized)} another size",
+            where=str(folder),
+            why=f"the first is {(missing or resized)[0]}",
+            hint="take config.json and all weight files from one source",
+        )
+
+
+def _settle_padding(model: PreTrainedModel) -> None:
+    """Generation pads with EOS where the model has no pad token, without the warning at each call."""
+    generation = getattr(model, "generation_config", None)
+    if generation is None or generation.pad_token_id is not None:
+        return
+    eos = generation.eos_token_id if generation.eos_token_id is not None else model.config.eos_token_id
+    generation.pad_token_id = eos[0] if isinstance(eos, list) else eos

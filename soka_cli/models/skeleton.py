@@ -1,0 +1,197 @@
+"""A base model without weights: its modules' names, types and sizes on the meta device, and what an adapter would target."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.checkpoint import Checkpoint, base_error
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear module that an adapter is put on.
+
+    `weight_name` is the parameter's name in the transformers model; `transposed` says that it is stored [in, out]
+    (GPT-2's Conv1D) instead of [out, in]. `tied_to` names the parameter that the weight is shared with, if any.
+    """
+
+    name: str
+    weight_name: str
+    out_features: int
+    in_features: int
+    transposed: bool = False
+    tied_to: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """The module's type in a person's words: the last part of its name, e.g. q_proj."""
+        return self.name.rpartition(".")[2]
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """config.json as transformers reads it. Exit 3 where it is damaged, of an unknown kind, or asks for code of its own."""
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise base_error(
+            "the base model's config.json cannot be used",
+            where=str(folder / "config.json"),
+            why=f"{type(error).__name__}: {str(error).strip()[:300]}",
+            hint="compare the file with its source; model kinds that bring their own code are not supported",
+        ) from None
+
+
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The transformers class that the checkpoint was saved from, with its head; the causal language model where it names none."""
+    named = next(iter(config.architectures or ()), "")
+    name = named if _has_head(named) else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, named)
+    chosen = getattr(transformers, name, None) if name else None
+    if isinstance(chosen, type) and issubclass(chosen, PreTrainedModel):
+        return chosen
+    raise SokaError(
+        f"transformers {transformers.__version__} has no model class for {named or config.model_type}",
+        where="config.json: architectures",
+        hint="take a model that transformers supports, e.g. model.name=meta-llama/Llama-2-7b-hf",
+        exit_code=ExitCode.ENVIRONMENT,
+    )
+
+
+def _has_head(name: str) -> bool:
+    return bool(name) and (not name.endswith("Model") or name.endswith(("LMHeadModel", "DoubleHeadsModel")))
+
+
+def skeleton(folder: Path) -> PreTrainedModel:
+    """The model of `folder` on the meta device: every module and parameter shape, no memory for weights."""
+    config = read_config(folder)
+    with torch.device("meta"), no_init_weights():
+        model = model_class(config)(config)
+    return model.eval()
+
+
+def ties(model: PreTrainedModel) -> dict[str, str]:
+    """Parameters that share another's storage: name -> name of the one that is kept, e.g. lm_head.weight -> model.embed_tokens.weight."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def targets(model: PreTrainedModel, target_modules: Sequence[str] | str) -> dict[str, Target]:
+    """The linear modules that PEFT would adapt for the same `target_modules`, in the model's order.
+
+    A list holds whole names or endings, a string is a pattern for the whole name, or `all-linear`.
+
+    Raises:
+        SokaError: exit 2, where nothing matches (the kinds that are there are listed) or a match is no linear layer.
+    """
+    chosen = target_modules if isinstance(target_modules, str) else list(target_modules)
+    rule = _maybe_include_all_linear_layers(LoraConfig(target_modules=chosen), model)
+    matched = {name: module for name, module in model.named_modules() if name and check_target_module_exists(rule, name)}
+    if not matched:
+        raise _nothing_matches(model, target_modules)
+    if strange := {name: type(module).__name__ for name, module in matched.items() if not isinstance(module, nn.Linear | Conv1D)}:
+        name, kind = next(iter(strange.items()))
+        raise SokaError(
+            f"target_modules matches {len(strange)} modules that are no linear layers, the first is {name} ({kind})",
+            where="adapter.target_modules",
+            hint=f"name linear modules: {', '.join(linear_kinds(model))}; or all-linear",
+            exit_code=ExitCode.USAGE,
+        )
+    shared = ties(model) | {kept: name for name, kept in ties(model).items()}
+    return {name: _target(name, module, shared.get(f"{name}.weight")) for name, module in matched.items()}
+
+
+def _target(name: str, module: nn.Module, tied_to: str | None) -> Target:
+    weight = f"{name}.weight"
+    if isinstance(module, Conv1D):
+        in_features, out_features = module.weight.shape
+        return Target(name, weight, out_features, in_features, transposed=True, tied_to=tied_to)
+    assert isinstance(module, nn.Linear)
+    return Target(name, weight, module.out_features, module.in_features, tied_to=tied_to)
+
+
+def linear_kinds(model: nn.Module) -> list[str]:
+    """The last parts of the linear modules' names, each once, in the model's order."""
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    return list(dict.fromkeys(names))
+
+
+def _nothing_matches(model: PreTrainedModel, target_modules: Sequence[str] | str) -> SokaError:
+    asked = target_modules if isinstance(target_modules, str) else ", ".join(target_modules)
+    kinds = linear_kinds(model)
+    pattern = "a string is a pattern for the whole module name; " if isinstance(target_modules, str) else ""
+    return SokaError(
+        f"target_modules ({asked}) matches no module of {type(model).__name__}",
+        where="adapter.target_modules",
+        why=f"{pattern}the linear modules are called {', '.join(kinds)}",
+        hint=f"adapter.target_modules='[{', '.join(kinds[:2])}]', or adapter.target_modules=all-linear",
+        exit_code=ExitCode.USAGE,
+    )
+
+
+def stored_names(model: PreTrainedModel, checkpoint: Checkpoint, wanted: Sequence[Target]) -> dict[str, str]:
+    """Module name -> the name of its weight in the checkpoint, by the rules that transformers itself loads with.
+
+    Covers a missing or extra base prefix ("model.", "transformer.", "bert."), renamed checkpoints and tied weights.
+
+    Raises:
+        SokaError: exit 3, where a weight is absent, fused or packed into another tensor, or of another size than config.json says.
+    """
+    sources, packed = _sources(model, checkpoint)
+    names: dict[str, str] = {}
+    for target in wanted:
+        source = sources.get(target.weight_name) or sources.get(target.tied_to or "")
+        if source is None:
+            raise _no_weight(target, packed.get(target.weight_name), checkpoint)
+        stored = (target.in_features, target.out_features) if target.transposed else (target.out_features, target.in_features)
+        if checkpoint.shape(source) != stored:
+            raise base_error(
+                f"tensor {source} of the base model is {checkpoint.shape(source)}, and config.json makes it {stored}",
+                where=str(checkpoint.folder / checkpoint.entry(source).shard),
+                hint="config.json and the weights belong to different models, or the weights are packed; take both from one source",
+            )
+        names[target.name] = source
+    return names
+
+
+def _sources(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
+    """Parameter name -> checkpoint tensor that is it, and parameter name -> checkpoint tensor that it has to be computed from."""
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    parameters = model.state_dict()
+    sources: dict[str, str] = {}
+    packed: dict[str, str] = {}
+    for name in checkpoint.names:
+        prefix = model.base_model_prefix
+        renamed, converter = rename_source_key(name, renamings, converters, prefix, parameters)
+        if renamed not in parameters and name in parameters:
+            renamed, converter = rename_source_key(name, [], [], prefix, parameters)
+        (sources if converter is None else packed)[renamed] = name
+    return sources, packed
+
+
+def _no_weight(target: Target, packed: str | None, checkpoint: Checkpoint) -> SokaError:
+    if packed is not None:
+        return base_error(
+            f"the weight of {target.name} is stored together with others in tensor {packed}, which soka cannot decompose or merge",
+            where=str(checkpoint.folder / checkpoint.entry(packed).shard),
+            hint="leave that module out of adapter.target_modules",
+        )
+    return base_error(
+        f"the base model's files hold no tensor {target.weight_name}",
+        where=str(checkpoint.folder),
+        why=f"there are {len(checkpoint.names)} tensors, the first is {next(iter(checkpoint.names), 'none')}",
+        hint="take the whole model from its source; a folder with an adapter alone is no base model",
+    )
