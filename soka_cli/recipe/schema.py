@@ -4,30 +4,67 @@ A value that the contract names and nothing implements yet is not in these types
 """
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+
+
+METHOD_READS = {
+    "soka": ("target_modules", "shape", "shape_pattern", "rank", "init"),
+    "lora": ("target_modules", "rank", "alpha"),
+    "pissa": ("target_modules", "rank", "alpha"),
+    "full": (),
+}
+"""Which options of the adapter section a method reads, beside `method`."""
+
+RULE_READS = {
+    "min": ("tau", "elbow", "max", "spectrum"),
+    "energy": ("tau", "max", "spectrum"),
+    "elbow": ("elbow", "max", "spectrum"),
+    "fixed": ("value", "spectrum"),
+}
+"""Which options of the rank section a rule reads, beside `rule`."""
+
+
+def misfit(message: str, *concerns: str) -> PydanticCustomError:
+    """Options that are right each for itself and do not go together.
+
+    Args:
+        concerns: their dotted paths inside the section, the one to mend first.
+    """
+    return PydanticCustomError("misfit", "{message}", {"message": message, "concerns": list(concerns)})
+
+
+def no_boolean(value: Any) -> Any:
+    """Python takes True for 1; a recipe does not."""
+    if isinstance(value, bool):
+        raise ValueError(f"is {str(value).lower()}, not a number")
+    return value
 
 
 def count_with_suffix(value: Any) -> Any:
     """`0.99M` -> 990000. Anything else is left for pydantic to judge."""
     if not isinstance(value, str):
-        return value
+        return no_boolean(value)
     match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmbg]?)\s*", value, re.IGNORECASE)
     if match is None:
-        raise ValueError("is not a count; write 991353, 0.99M, 64k or 1B")
-    count = float(match[1].replace("_", "")) * SUFFIXES[match[2].lower()]
-    if count != round(count):
-        raise ValueError(f"is {count:g}, not a whole number")
-    return round(count)
+        raise ValueError(f"is {value!r}, not a count; write 991353, 0.99M, 64k or 1B")
+    count = Decimal(match[1].replace("_", "")) * SUFFIXES[match[2].lower()]
+    if count != count.to_integral_value():
+        raise ValueError(f"is {count:f}, not a whole number")
+    return int(count)
 
 
 Count = Annotated[int, BeforeValidator(count_with_suffix)]
 PositiveCount = Annotated[Count, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(no_boolean), Field(allow_inf_nan=False)]
+Fraction = Annotated[Number, Field(gt=0.0, le=1.0)]
+Rate = Annotated[Number, Field(gt=0.0)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -35,14 +72,18 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    def named(self) -> set[str]:
+        """The options that were set, null not counting as set."""
+        return {name for name in self.model_fields_set if getattr(self, name) is not None}
+
 
 class ModelSection(Section):
     """The pre-trained base."""
 
-    name: str = Field(description="Hub id or folder of the base model; soka:demo/model is the packaged one.")
-    revision: str | None = Field(None, description="Commit of the Hub repository; null takes the default branch.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Type the frozen weights are held in.")
-    quantization: Literal["none"] = Field("none", description="How the frozen weights are packed.")
+    name: Name = Field(description="Hub id or folder of the base model; soka:demo/model is the packaged one.")
+    revision: Name | None = Field(default=None, description="Commit of the Hub repository; null takes the default branch.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16", description="Type the frozen weights are held in.")
+    quantization: Literal["none"] = Field(default="none", description="How the frozen weights are packed.")
 
 
 class ExplicitShape(Section):
@@ -58,96 +99,125 @@ class BlockShape(Section):
     block: PositiveCount = Field(description="Rows and columns of V.")
 
 
-ShapeChoice = Literal["balanced"] | BlockShape | ExplicitShape
+def kind_of_shape(value: Any) -> str | None:
+    """Which form of shape is meant, so that an error speaks of that form alone."""
+    if isinstance(value, str):
+        return "<name>"
+    if isinstance(value, BlockShape) or (isinstance(value, dict) and "block" in value):
+        return "<block>"
+    return "<explicit>" if isinstance(value, (ExplicitShape, dict)) else None
+
+
+ShapeChoice = Annotated[
+    Annotated[Literal["balanced"], Tag("<name>")] | Annotated[BlockShape, Tag("<block>")] | Annotated[ExplicitShape, Tag("<explicit>")],
+    Discriminator(
+        kind_of_shape, custom_error_type="shape", custom_error_message="is no shape; write balanced, {block: 64} or {m: 64, n: 64}"
+    ),
+]
+
+
+def modules_named(value: Any) -> Any:
+    """Names (a list) or a pattern (a string), never nothing."""
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, (list, tuple)) and value and all(isinstance(name, str) and name for name in value):
+        return list(value)
+    raise ValueError(f"is {value!r}; write a list of names ([q_proj, v_proj]), a pattern, or all-linear")
+
+
+TargetModules = Annotated[list[str] | str, BeforeValidator(modules_named)]
 
 
 class RankSection(Section):
     """How many terms each module keeps."""
 
-    rule: Literal["min", "energy", "elbow", "fixed"] = Field("min", description="min takes the smallest of energy, elbow and max.")
-    tau: Fraction = Field(0.90, description="Share of the weight's energy that rule energy (and min) keeps.")
-    elbow: Literal["gap"] = Field("gap", description="How the elbow of the spectrum is found.")
-    max: PositiveCount = Field(16, description="Most terms a module may keep, in terms.")
-    value: PositiveCount | None = Field(None, description="Terms a module keeps under rule fixed; the rank of lora and pissa.")
+    rule: Literal["min", "energy", "elbow", "fixed"] = Field(default="min", description="min takes the smallest of energy, elbow and max.")
+    tau: Fraction = Field(default=0.90, description="Share of the weight's energy that rule energy (and min) keeps.")
+    elbow: Literal["gap"] = Field(default="gap", description="How the elbow of the spectrum is found.")
+    max: PositiveCount = Field(default=16, description="Most terms a module may keep, in terms.")
+    value: PositiveCount | None = Field(default=None, description="Terms a module keeps under rule fixed; the rank of lora and pissa.")
     spectrum: Literal["leading", "full"] = Field(
-        "leading", description="leading reads the first max+1 singular values, full computes them all."
+        default="leading", description="leading reads the first max+1 singular values, full computes them all."
     )
 
     @model_validator(mode="after")
-    def value_belongs_to_fixed(self) -> "RankSection":
+    def options_belong_to_the_rule(self) -> "RankSection":
+        reads = RULE_READS[self.rule]
+        if found := sorted(self.named() - {"rule", *reads}):
+            readers = [rule for rule, names in RULE_READS.items() if found[0] in names]
+            raise misfit(
+                f"rule {self.rule} does not read {', '.join(found)}; drop it, or write rule: {' or '.join(readers)}", *found, "rule"
+            )
         if self.rule == "fixed" and self.value is None:
-            raise ValueError("rule fixed needs value, e.g. {rule: fixed, value: 2}")
-        if self.rule != "fixed" and self.value is not None:
-            raise ValueError(f"value belongs to rule fixed, and rule is {self.rule}; drop value or write rule: fixed")
+            raise misfit("rule fixed needs value, e.g. {rule: fixed, value: 2}", "rule", "value")
         return self
 
 
 class AdapterSection(Section):
     """What is trained."""
 
-    method: Literal["soka", "lora", "pissa", "full"] = Field("soka", description="full trains every weight.")
-    target_modules: list[str] | str = Field(
-        ["q_proj", "v_proj"], description="Name endings (list), a pattern (string), or all-linear."
+    method: Literal["soka", "lora", "pissa", "full"] = Field(default="soka", description="full trains every weight.")
+    target_modules: TargetModules = Field(
+        default=["q_proj", "v_proj"], description="Name endings (list), a pattern (string), or all-linear."
     )
-    shape: ShapeChoice = Field("balanced", description="Factor sizes of every target.")
-    shape_pattern: dict[str, ShapeChoice] = Field({}, description="Shapes for modules whose name matches the key, a pattern.")
-    rank: RankSection = Field(RankSection(), description="Terms per module.")
-    init: Literal["weight"] = Field("weight", description="weight starts from the leading terms of the weight itself.")
-    alpha: Annotated[float, Field(gt=0)] | None = Field(None, description="Scale of lora and pissa; null takes the rank.")
+    shape: ShapeChoice = Field(default="balanced", description="Factor sizes of every target.")
+    shape_pattern: dict[str, ShapeChoice] = Field(default={}, description="Shapes for modules whose name matches the key, a pattern.")
+    rank: RankSection = Field(default=RankSection(), description="Terms per module.")
+    init: Literal["weight"] = Field(default="weight", description="weight starts from the leading terms of the weight itself.")
+    alpha: Rate | None = Field(default=None, description="Scale of lora and pissa; null takes the rank.")
 
     @model_validator(mode="after")
     def options_belong_to_the_method(self) -> "AdapterSection":
-        named = self.model_fields_set
-        ignored = {
-            "soka": {"alpha"},
-            "lora": {"shape", "shape_pattern", "init"},
-            "pissa": {"shape", "shape_pattern", "init"},
-            "full": {"shape", "shape_pattern", "rank", "init", "alpha", "target_modules"},
-        }[self.method]
-        if found := sorted(named & ignored):
-            raise ValueError(f"method {self.method} does not read {', '.join(found)}; drop it")
-        if self.method in ("lora", "pissa") and self.rank.rule != "fixed":
-            raise ValueError(f"method {self.method} needs rank: {{rule: fixed, value: r}}")
+        if found := sorted(self.named() - {"method", *METHOD_READS[self.method]}):
+            pronoun = "it" if len(found) == 1 else "them"
+            raise misfit(f"method {self.method} does not read {', '.join(found)}; drop {pronoun}", *found, "method")
+        if self.method in ("lora", "pissa"):
+            if self.rank.rule != "fixed":
+                raise misfit(f"method {self.method} needs rank: {{rule: fixed, value: r}}", "rank", "method")
+            if "spectrum" in self.rank.named():
+                raise misfit(f"method {self.method} does not read rank.spectrum; drop it", "rank.spectrum", "method")
         return self
 
 
 class SourceSection(Section):
     """Rows to train on: a task's own rendering, or two columns."""
 
-    path: str = Field(description="Hub id, or a .jsonl, .json, .csv or .parquet file.")
-    task: Literal["gsm8k", "math", "mbpp"] | None = Field(None, description="The task that renders prompt and target.")
-    revision: str | None = Field(None, description="Commit of the Hub data set.")
-    config: str | None = Field(None, description="Configuration of the Hub data set, e.g. main.")
-    split: str = Field("train", description="Split of the Hub data set.")
-    rows: PositiveCount | None = Field(None, description="First rows that are used, in rows; null takes all.")
-    prompt: str | None = Field(None, description="Column of the prompt.")
-    target: str | None = Field(None, description="Column of the target.")
-    filter: dict[str, str] = Field({}, description="Keeps the rows whose columns hold these values.")
+    path: Name = Field(description="Hub id, or a .jsonl, .json, .csv or .parquet file.")
+    task: Literal["gsm8k", "math", "mbpp"] | None = Field(default=None, description="The task that renders prompt and target.")
+    revision: Name | None = Field(default=None, description="Commit of the Hub data set.")
+    config: Name | None = Field(default=None, description="Configuration of the Hub data set, e.g. main.")
+    split: Name = Field(default="train", description="Split of the Hub data set.")
+    rows: PositiveCount | None = Field(default=None, description="First rows that are used, in rows; null takes all.")
+    prompt: Name | None = Field(default=None, description="Column of the prompt.")
+    target: Name | None = Field(default=None, description="Column of the target.")
+    filter: dict[str, str] = Field(default={}, description="Keeps the rows whose columns hold these values.")
 
     @model_validator(mode="after")
     def task_or_columns(self) -> "SourceSection":
         columns = [name for name in ("prompt", "target") if getattr(self, name) is not None]
         if self.task is not None and columns:
-            raise ValueError(f"a task renders its own prompt and target; drop {' and '.join(columns)} or drop task")
+            raise misfit(f"a task renders its own prompt and target; drop {' and '.join(columns)} or drop task", *columns, "task")
         if self.task is None and len(columns) < 2:
-            raise ValueError("name a task (task: gsm8k) or both columns (prompt: question, target: answer)")
+            raise misfit("name a task (task: gsm8k) or both columns (prompt: question, target: answer)", "prompt", "target", "task")
         return self
 
 
 class ValidationSection(Section):
     """Held-out rows that give eval_loss: a share of the training rows, or a file of the same columns."""
 
-    fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(None, description="Share of the training rows, fixed by the seed.")
-    path: str | None = Field(None, description="Hub id or file, read with the training source's task or columns.")
-    split: str | None = Field(None, description="Split of the Hub data set; null takes the training source's.")
-    rows: PositiveCount | None = Field(None, description="First rows that are used, in rows; null takes all.")
+    fraction: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None, description="Share of the training rows, fixed by the seed."
+    )
+    path: Name | None = Field(default=None, description="Hub id or file, read with the training source's task or columns.")
+    split: Name | None = Field(default=None, description="Split of the Hub data set; null takes the training source's.")
+    rows: PositiveCount | None = Field(default=None, description="First rows that are used, in rows; null takes all.")
 
     @model_validator(mode="after")
     def fraction_or_path(self) -> "ValidationSection":
         if (self.fraction is None) == (self.path is None):
-            raise ValueError("name fraction or path, one of them")
+            raise misfit("name fraction or path, one of them", "fraction", "path")
         if self.fraction is not None and (self.split is not None or self.rows is not None):
-            raise ValueError("split and rows belong to path, not to fraction")
+            raise misfit("split and rows belong to path, not to fraction", "split", "rows", "fraction")
         return self
 
 
@@ -155,53 +225,64 @@ class DataSection(Section):
     """What the model learns from."""
 
     train: SourceSection = Field(description="Training rows.")
-    validation: ValidationSection | None = Field(None, description="Held-out rows for eval_loss.")
-    template: Literal["alpaca", "plain", "chat"] = Field("plain", description="Words around prompt and target.")
-    max_length: PositiveCount = Field(512, description="Longest row, in tokens; longer ones are cut on the right.")
+    validation: ValidationSection | None = Field(default=None, description="Held-out rows for eval_loss.")
+    template: Literal["alpaca", "plain", "chat"] = Field(default="plain", description="Words around prompt and target.")
+    max_length: PositiveCount = Field(default=512, description="Longest row, in tokens; longer ones are cut on the right.")
 
 
 class TrainSection(Section):
     """How it learns."""
 
-    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="Passes over the training rows; 1 where steps is null too.")
-    steps: PositiveCount | None = Field(None, description="Optimizer steps, instead of epochs.")
-    batch_size: PositiveCount = Field(128, description="Rows an optimizer step, over all processes.")
-    micro_batch_size: PositiveCount = Field(4, description="Rows a forward pass on one process; accumulation follows from it.")
-    lr: Rate = Field(2e-5, description="Peak learning rate.")
-    sigma_lr: Rate | None = Field(None, description="Peak learning rate of sigma; null takes lr.")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
-    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.03, description="Share of the steps over which the rate rises.")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.0, description="AdamW's weight decay.")
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = Field(1.0, description="Gradient norm at which gradients are clipped.")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Type of the matrix products; adapters stay in fp32.")
-    save_every: PositiveCount = Field(100, description="Steps between checkpoints.")
-    keep_checkpoints: PositiveCount = Field(2, description="Newest checkpoints that stay.")
-    eval_every: PositiveCount = Field(100, description="Steps between readings of eval_loss.")
-    log_every: PositiveCount = Field(1, description="Steps between lines of metrics.jsonl.")
-    keep: Literal["last"] = Field("last", description="Which state becomes train/adapter.")
+    epochs: Rate | None = Field(default=None, description="Passes over the training rows; 1 where neither epochs nor steps is named.")
+    steps: PositiveCount | None = Field(default=None, description="Optimizer steps, instead of epochs.")
+    batch_size: PositiveCount = Field(default=128, description="Rows an optimizer step, over all processes.")
+    micro_batch_size: PositiveCount = Field(default=4, description="Rows a forward pass on one process; accumulation follows from it.")
+    lr: Rate = Field(default=2e-5, description="Peak learning rate.")
+    sigma_lr: Rate | None = Field(default=None, description="Peak learning rate of sigma; null takes lr.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Learning rate after the warm-up.")
+    warmup: Annotated[Number, Field(ge=0.0, lt=1.0)] = Field(default=0.03, description="Share of the steps over which the rate rises.")
+    weight_decay: Annotated[Number, Field(ge=0.0)] = Field(default=0.0, description="AdamW's weight decay.")
+    max_grad_norm: Rate = Field(default=1.0, description="Gradient norm at which gradients are clipped.")
+    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="Type of the matrix products; adapters stay in fp32.")
+    save_every: PositiveCount = Field(default=100, description="Steps between checkpoints.")
+    keep_checkpoints: PositiveCount = Field(default=2, description="Newest checkpoints that stay.")
+    eval_every: PositiveCount = Field(default=100, description="Steps between readings of eval_loss.")
+    log_every: PositiveCount = Field(default=1, description="Steps between lines of metrics.jsonl.")
+    keep: Literal["last"] = Field(default="last", description="Which state becomes train/adapter.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_epoch_unless_told(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("epochs") is None and value.get("steps") is None:
+            return {**value, "epochs": 1.0}
+        return value
 
     @model_validator(mode="after")
     def batches_fit(self) -> "TrainSection":
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("name epochs or steps, not both")
+            raise misfit("name epochs or steps, not both", "steps", "epochs")
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+            raise misfit(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}", "micro_batch_size", "batch_size"
+            )
         return self
 
 
 class EvalSection(Section):
     """One benchmark, asked in one way."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder name; null takes <task>-<protocol>.")
+    name: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder name; null takes <task>-<protocol>."
+    )
     task: Literal["gsm8k", "math", "mbpp", "humaneval"] = Field(description="The benchmark.")
-    protocol: Literal["plain", "pissa"] = Field("plain", description="The way of asking and stopping.")
-    path: str = Field(description="Hub id or file of the test items.")
-    revision: str | None = Field(None, description="Commit of the Hub data set.")
-    config: str | None = Field(None, description="Configuration of the Hub data set, e.g. main.")
-    split: str = Field("test", description="Split of the Hub data set.")
-    limit: PositiveCount | None = Field(None, description="First items that are asked; null takes all.")
-    max_new_tokens: PositiveCount = Field(512, description="Longest completion, in tokens.")
-    batch_size: PositiveCount = Field(32, description="Prompts generated together.")
+    protocol: Literal["plain", "pissa"] = Field(default="plain", description="The way of asking and stopping.")
+    path: Name = Field(description="Hub id or file of the test items.")
+    revision: Name | None = Field(default=None, description="Commit of the Hub data set.")
+    config: Name | None = Field(default=None, description="Configuration of the Hub data set, e.g. main.")
+    split: Name = Field(default="test", description="Split of the Hub data set.")
+    limit: PositiveCount | None = Field(default=None, description="First items that are asked; null takes all.")
+    max_new_tokens: PositiveCount = Field(default=512, description="Longest completion, in tokens.")
+    batch_size: PositiveCount = Field(default=32, description="Prompts generated together.")
 
     @property
     def folder(self) -> str:
@@ -216,14 +297,17 @@ class Recipe(Section):
     adapter: AdapterSection = AdapterSection()
     data: DataSection
     train: TrainSection = TrainSection()
-    eval: list[EvalSection] = Field([], description="Benchmarks, asked in this order.")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of decomposition, data order and dropout.")
+    eval: list[EvalSection] = Field(default=[], description="Benchmarks, asked in this order.")
+    seed: Annotated[int, BeforeValidator(no_boolean), Field(ge=0, lt=2**32)] = Field(
+        default=0, description="Seed of decomposition, data order and dropout."
+    )
 
     @model_validator(mode="after")
     def entries_have_their_own_names(self) -> "Recipe":
         folders = [entry.folder for entry in self.eval]
         if repeated := sorted({folder for folder in folders if folders.count(folder) > 1}):
-            raise ValueError(f"eval entries share the name {', '.join(repeated)}; give each its own name")
+            at = [f"eval.{index}" for index, folder in enumerate(folders) if folder in repeated]
+            raise misfit(f"eval entries share the name {', '.join(repeated)}; give each its own name", *reversed(at))
         if self.train.sigma_lr is not None and self.adapter.method != "soka":
-            raise ValueError(f"train.sigma_lr belongs to method soka, and adapter.method is {self.adapter.method}")
+            raise misfit(f"method {self.adapter.method} does not read train.sigma_lr; drop it", "train.sigma_lr", "adapter.method")
         return self

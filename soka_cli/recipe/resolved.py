@@ -1,0 +1,49 @@
+"""Recipe -> mapping or YAML that loads back equal."""
+
+from typing import Any
+
+import yaml
+
+from soka_cli.recipe.schema import METHOD_READS, RULE_READS, AdapterSection, RankSection, Recipe, Section
+
+
+def to_mapping(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain values: defaults spelt out; nulls and what the method does not read left out."""
+    mapping = section_mapping(recipe)
+    if recipe.adapter.method in ("lora", "pissa"):
+        del mapping["adapter"]["rank"]["spectrum"]
+    return mapping
+
+
+def section_mapping(section: Section) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for name in fields_read(section):
+        value = plain(getattr(section, name))
+        if value is not None and value != {}:
+            mapping[name] = value
+    return mapping
+
+
+def fields_read(section: Section) -> list[str]:
+    """The section's fields, without those that its method or rule does not read."""
+    names = list(type(section).model_fields)
+    if isinstance(section, AdapterSection):
+        return [name for name in names if name == "method" or name in METHOD_READS[section.method]]
+    if isinstance(section, RankSection):
+        return [name for name in names if name == "rule" or name in RULE_READS[section.rule]]
+    return names
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return section_mapping(value)
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML text, in the schema's order."""
+    return yaml.safe_dump(to_mapping(recipe), sort_keys=False, allow_unicode=True, width=120)
