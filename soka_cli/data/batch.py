@@ -1,11 +1,11 @@
 """Encoded rows into tensors of one length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from soka_cli.data.encode import IGNORED
+from soka_cli.data.encode import IGNORED, EncodedRow
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Collator:
 
     pad_id: int
 
-    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-        """Rows with `input_ids` and `labels` of lengths l_b -> `input_ids`, `labels`, `attention_mask`, each [B, max l_b]."""
+    def __call__(self, rows: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
+        """Rows of lengths l_b -> `input_ids`, `labels`, `attention_mask`, each [B, max l_b], and `row` [B], their numbers."""
         length = max(len(row["input_ids"]) for row in rows)
 
         def padded(values: Sequence[int], filler: int) -> list[int]:
@@ -28,4 +28,5 @@ class Collator:
             "input_ids": torch.tensor([padded(row["input_ids"], self.pad_id) for row in rows]),
             "labels": torch.tensor([padded(row["labels"], IGNORED) for row in rows]),
             "attention_mask": torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows]),
+            "row": torch.tensor([row["row"] for row in rows]),
         }

@@ -3,18 +3,24 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from soka_cli.data.load import require_columns
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.schema import SourceSection
 from soka_cli.tasks.base import Example, task_named
-from soka_cli.tasks.template import render
+from soka_cli.tasks.template import render_example
 
 IGNORED = -100  # the label that the loss leaves out
 CHUNK = 512  # rows tokenised together
 
-EncodedRow = dict[str, list[int]]
+
+class EncodedRow(TypedDict):
+    """One training row; `row` is its number in the data source, for messages."""
+
+    input_ids: list[int]
+    labels: list[int]
+    row: int
 
 
 @dataclass
@@ -67,12 +73,13 @@ def encode_rows(
     encoded: list[EncodedRow] = []
     ledger = Ledger(read=len(rows))
     for start in range(0, len(rows), CHUNK):
-        texts = [_texts(tokenizer, template, example) for example in _examples(rows[start : start + CHUNK], start, source, ledger)]
+        examples = dict(_examples(rows[start : start + CHUNK], start, source, ledger))
+        texts = [_texts(tokenizer, template, example) for example in examples.values()]
         prompts = _encode(tokenizer, [prompt for prompt, _ in texts])
         wholes = _encode(tokenizer, [prompt + target for prompt, target in texts])
-        for (_, target), prompt_ids, whole_ids in zip(texts, prompts, wholes, strict=True):
+        for number, (_, target), prompt_ids, whole_ids in zip(examples, texts, prompts, wholes, strict=True):
             target_ids = _target_ids(tokenizer, target, prompt_ids, whole_ids, ledger)
-            if row := _row(prompt_ids, target_ids, max_length, ledger):
+            if row := _row(number, prompt_ids, target_ids, max_length, ledger):
                 encoded.append(row)
     if not encoded:
         reasons = "; ".join(f"{count} rows: {reason}" for reason, count in ledger.dropped.items())
@@ -86,8 +93,8 @@ def encode_rows(
     return encoded, ledger
 
 
-def _examples(rows: Sequence[Mapping[str, Any]], start: int, source: SourceSection, ledger: Ledger) -> Iterator[Example]:
-    """Prompt and target of each row that has both; the others are counted in the ledger."""
+def _examples(rows: Sequence[Mapping[str, Any]], start: int, source: SourceSection, ledger: Ledger) -> Iterator[tuple[int, Example]]:
+    """Number, prompt and target of each row that has both; the others are counted in the ledger."""
     task = task_named(source.task) if source.task is not None else None
     columns = list(task.fields) if task is not None else [str(source.prompt), str(source.target)]
     for index, row in enumerate(rows, start=start):
@@ -101,7 +108,7 @@ def _examples(rows: Sequence[Mapping[str, Any]], start: int, source: SourceSecti
                 continue
             example = Example(id=str(index), prompt=prompt, target=target, gold="")
         if example.target.strip():
-            yield example
+            yield index, example
         else:
             ledger.dropped["the target is empty"] += 1
 
@@ -109,7 +116,7 @@ def _examples(rows: Sequence[Mapping[str, Any]], start: int, source: SourceSecti
 def _texts(tokenizer: Any, template: str, example: Example) -> tuple[str, str]:
     """The words that the model reads and those that it learns to write."""
     if template != "chat":
-        return render(template, example.prompt, example.target)
+        return render_example(template, example)
     if not tokenizer.chat_template:
         raise SokaError(
             "The tokenizer has no chat template.",
@@ -134,7 +141,7 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         chosen = [index for index, text in enumerate(texts) if bool(bos and text.startswith(bos)) is has_bos]
         if not chosen:
             continue
-        found = tokenizer([texts[index] for index in chosen], add_special_tokens=not has_bos).input_ids
+        found = tokenizer([texts[index] for index in chosen], add_special_tokens=not has_bos, verbose=False).input_ids
         for index, ids in zip(chosen, found, strict=True):
             added_end = bool(ids) and ids[-1] == tokenizer.eos_token_id and not texts[index].endswith(str(eos))
             encoded[index] = ids[:-1] if added_end else ids
@@ -147,7 +154,7 @@ def _target_ids(tokenizer: Any, target: str, prompt_ids: list[int], whole_ids: l
     if whole_ids[: len(prompt_ids)] == prompt_ids:
         ids = whole_ids[len(prompt_ids) :]
     else:
-        ids = tokenizer(target, add_special_tokens=False).input_ids
+        ids = tokenizer(target, add_special_tokens=False, verbose=False).input_ids
         ledger.apart += 1
     if eos in ids and not tokenizer.decode(ids[len(ids) - ids[::-1].index(eos) :]).strip():
         ids = ids[: len(ids) - ids[::-1].index(eos)]  # a chat template's own end of turn, and the line break behind it
@@ -155,7 +162,7 @@ def _target_ids(tokenizer: Any, target: str, prompt_ids: list[int], whole_ids: l
     return [*ids, eos]
 
 
-def _row(prompt_ids: list[int], target_ids: list[int], max_length: int, ledger: Ledger) -> EncodedRow | None:
+def _row(number: int, prompt_ids: list[int], target_ids: list[int], max_length: int, ledger: Ledger) -> EncodedRow | None:
     """One training row, or None where nothing of the target is left to learn (the first token of a row is never predicted)."""
     input_ids = [*prompt_ids, *target_ids]
     labels = [*[IGNORED] * len(prompt_ids), *target_ids]
@@ -168,4 +175,4 @@ def _row(prompt_ids: list[int], target_ids: list[int], max_length: int, ledger: 
     ledger.tokens += len(input_ids)
     ledger.supervised_tokens += sum(label != IGNORED for label in labels[1:])
     ledger.longest = max(ledger.longest, len(input_ids))
-    return {"input_ids": input_ids, "labels": labels}
+    return {"input_ids": input_ids, "labels": labels, "row": number}

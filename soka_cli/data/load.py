@@ -10,6 +10,7 @@ from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.places import locate
+from soka_cli.run.digest import file_digest, folder_digest
 
 Row = dict[str, Any]
 
@@ -36,13 +37,9 @@ def load_rows(
     Raises:
         SokaError: exit 4 for a missing or damaged file, a missing column, nothing left; exit 3 where the Hub can't be asked.
     """
-    place = locate(path)
+    place = _place(path)
     if isinstance(place, Path) and place.is_file():
-        every = _read_file(place)
-    elif not isinstance(place, Path) and _is_file_name(path):
-        raise SokaError(
-            "The data file does not exist.", where=path, hint="correct data.train.path (or eval's path)", exit_code=ExitCode.DATA
-        )
+        every: Iterable[Row] = _read_file(place)
     else:
         every = _read_hub(str(place), revision=revision, config=config, split=split, offline=offline)
     chosen = list(islice(_filtered(every, filter or {}, path), rows))
@@ -51,6 +48,18 @@ def load_rows(
             "The data source has no rows.", where=f"{path}, split {split}", hint="name another file or split", exit_code=ExitCode.DATA
         )
     return chosen
+
+
+def source_digest(path: str) -> str | None:
+    """sha256 (hex) of a local file's or folder's content; None for a Hub data set, which its revision pins.
+
+    Raises:
+        SokaError: exit 4 for a file that is not there.
+    """
+    place = _place(path)
+    if not isinstance(place, Path):
+        return None
+    return file_digest(place) if place.is_file() else folder_digest(place)
 
 
 def require_columns(row: Mapping[str, Any], columns: Iterable[str], path: str) -> None:
@@ -63,6 +72,16 @@ def require_columns(row: Mapping[str, Any], columns: Iterable[str], path: str) -
             hint="name columns that are there (data.train.prompt, data.train.target), or another task",
             exit_code=ExitCode.DATA,
         )
+
+
+def _place(path: str) -> Path | str:
+    """The file or folder that `path` means, or the Hub id that it is."""
+    place = locate(path)
+    if not isinstance(place, Path) and _is_file_name(path):
+        raise SokaError(
+            "The data file does not exist.", where=path, hint="correct the path of data.train or of the eval entry", exit_code=ExitCode.DATA
+        )
+    return place
 
 
 def _is_file_name(path: str) -> bool:
