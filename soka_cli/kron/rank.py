@@ -15,6 +15,7 @@ from torch import Tensor
 RULES = ("min", "energy", "elbow", "fixed")
 ELBOWS = ("gap",)
 SPECTRA = ("leading", "full")
+ENERGY_ROUNDING = 1e-12  # fp64 sums of squares differ by this share from one order of summing to the other
 UNBOUNDED = 2**62  # larger than any rank: the rule asks for more terms than were computed
 
 
@@ -141,9 +142,6 @@ def gap_reading(sigma: Tensor, error_bound: Tensor) -> Reading:
     error = error_bound[:-1] + error_bound[1:]
     candidates = (gap + error >= (gap - error).max()).nonzero()
     return Reading(int(candidates[0]) + 1, int(candidates[-1]) + 1)
-
-
-ENERGY_ROUNDING = 1e-12  # fp64 sums of squares differ by this share from one order of summing to the other
 
 
 def _elbow_window(sigma: Tensor, error_bound: Tensor, rule: RankRule, full_rank: int) -> tuple[Tensor, Tensor]:

@@ -146,13 +146,15 @@ def _is_accurate(triplets: Triplets) -> bool:
 
 
 def _krylov_basis(matrix: Tensor, count: int, seed: int) -> Tensor | None:
-    """Leading left singular directions [a, count] in fp32, or None where half the space did not suffice."""
+    """Leading left singular directions [a, count] in fp32, or None where a basis that costs more than `exact` did not suffice."""
     generator = torch.Generator().manual_seed(seed)
     space = _KrylovSpace(matrix)
+    side = min(matrix.shape)
+    largest = min(side, max(side // 2, EXACT_SIDE))
     block = _random_block(matrix, generator)
     found: Tensor | None = None  # sigmas at the last convergence, which a fresh block then has to confirm
     next_check = CHECK_EVERY
-    while space.size + BLOCK <= min(matrix.shape) // 2:
+    while space.size + BLOCK <= largest:
         block = space.extend(space.new_directions(block, generator))
         if space.steps < next_check or space.size < count + BLOCK:
             continue
