@@ -63,7 +63,7 @@ def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTraine
         raise base_error(
             "the base model's tokenizer has no EOS token, so no answer could end",
             where=str(folder / "tokenizer_config.json"),
-            hint="name it in tokenizer_config.json: \"eos_token\": \"</s>\"",
+            hint='name it in tokenizer_config.json: "eos_token": "</s>"',
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -105,7 +105,7 @@ def _without_safetensors(folder: Path) -> SokaError:
         f"the base model's weights are pickles ({pickles[0]}), which soka does not read",
         where=str(folder),
         why="loading a pickle runs whatever code it holds",
-        hint="convert it once, on a machine you can spare: python -c \"from transformers import AutoModelForCausalLM as M; "
+        hint='convert it once, on a machine you can spare: python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{folder}').save_pretrained('CONVERTED')\", copy the tokenizer files beside it, then model.name=CONVERTED",
     )
 

@@ -58,7 +58,9 @@ def test_an_entrys_bytes_are_the_tensor(single: Path) -> None:
     name = checkpoint.names[3]
     entry = checkpoint.entry(name)
     stored = (single / entry.shard).read_bytes()[entry.start : entry.end]
-    assert torch.equal(torch.frombuffer(bytearray(stored), dtype=checkpoint.dtype(name)).view(checkpoint.shape(name)), checkpoint.tensor(name))
+    assert torch.equal(
+        torch.frombuffer(bytearray(stored), dtype=checkpoint.dtype(name)).view(checkpoint.shape(name)), checkpoint.tensor(name)
+    )
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:

@@ -9,8 +9,16 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
-from transformers import AlbertConfig, AlbertForMaskedLM, BertConfig, BertForMaskedLM, MixtralConfig, MixtralForCausalLM, T5Config
-from transformers import T5ForConditionalGeneration as T5
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.checkpoint import Checkpoint
@@ -25,7 +33,7 @@ def encoder(kind: str) -> Any:
     if kind == "albert":
         return AlbertForMaskedLM(AlbertConfig(**small, embedding_size=16))
     if kind == "t5":
-        return T5(T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))
+        return T5ForConditionalGeneration(T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))
     if kind == "mixtral":
         return MixtralForCausalLM(MixtralConfig(**small, num_key_value_heads=2, num_local_experts=2))
     return tiny_model(kind)
@@ -90,9 +98,7 @@ def test_only_gpt2_stores_its_weights_transposed(models: dict[str, tuple[Any, Pa
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("llama", "model."), ("gpt2", "transformer."), ("bert", "bert.")])
-def test_a_checkpoint_may_lack_the_models_prefix(
-    kind: str, prefix: str, models: dict[str, tuple[Any, Path]], tmp_path: Path
-) -> None:
+def test_a_checkpoint_may_lack_the_models_prefix(kind: str, prefix: str, models: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
     model, folder = models[kind]
     bare = {name.removeprefix(prefix): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     assert any(name.startswith(prefix) for name in load_file(folder / "model.safetensors"))

@@ -1,6 +1,5 @@
 """From a name to a folder, up to the network's edge."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +47,7 @@ def test_a_folder_is_taken_as_it_is(folder: Path) -> None:
 def test_a_folder_named_like_a_hub_id_wins_over_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing_with(monkeypatch, AssertionError("the hub was asked"))
     (tmp_path / "owner").mkdir()
-    os.symlink(folder, tmp_path / "owner" / "name")
+    (tmp_path / "owner" / "name").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     assert snapshot("owner/name").resolve() == folder.resolve()
 
