@@ -62,6 +62,11 @@ class RunLayout:
         return self.decompose / "layers.json"
 
     @property
+    def decompose_parts(self) -> Path:
+        """One file per module while decompose is under way; gone when it is done."""
+        return self.root / "decompose.parts"
+
+    @property
     def train(self) -> Path:
         return self.root / "train"
 
