@@ -119,3 +119,19 @@ class RunLayout:
     @property
     def report_page(self) -> Path:
         return self.report / "report.html"
+
+    @property
+    def report_text(self) -> Path:
+        return self.report / "report.md"
+
+    @property
+    def report_findings(self) -> Path:
+        return self.report / "report.json"
+
+    @property
+    def learnt_spectra(self) -> Path:
+        """After training: what the update and the trained terms look like."""
+        return self.report / "spectra.safetensors"
+
+    def plot(self, name: str) -> Path:
+        return self.report / "plots" / f"{name}.svg"
