@@ -16,13 +16,18 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.run.resources import disk_full, is_disk_full
 
 UNFINISHED = ".writing-"
-# Process ids repeat (in containers at once), this does not.
-OWN = f"{UNFINISHED}{secrets.token_hex(4)}-"
+# Process ids repeat (in containers at once), this does not; forked children share it and differ in their ids.
+TOKEN = secrets.token_hex(4)
+
+
+def own_prefix() -> str:
+    """How the names begin under which this process writes."""
+    return f"{UNFINISHED}{TOKEN}-{os.getpid()}-"
 
 
 def staging_path(path: Path) -> Path:
     """Where `path` is written before it gets its name; the suffix stays, since some writers read it."""
-    return path.with_name(f"{OWN}{os.getpid()}-{path.name}")
+    return path.with_name(f"{own_prefix()}{path.name}")
 
 
 def umask() -> int:
@@ -186,7 +191,7 @@ def read_json(path: Path) -> Any:
 
 def remove_unfinished(root: Path) -> list[Path]:
     """Delete what killed processes left half-written under `root`; the caller holds the run's lock. Returns what was there."""
-    found = [path for path in sorted(root.rglob(f"{UNFINISHED}*")) if not path.name.startswith(OWN)]
+    found = [path for path in sorted(root.rglob(f"{UNFINISHED}*")) if not path.name.startswith(own_prefix())]
     for path in found:
         remove(path)
     return found

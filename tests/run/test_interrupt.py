@@ -1,0 +1,69 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from soka_cli.run.interrupt import Interrupted, interrupts_wait, terminations_interrupt
+
+
+def test_sigterm_becomes_interrupted_and_passes_through_except_exception() -> None:
+    with pytest.raises(Interrupted) as caught, terminations_interrupt():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pytest.fail("swallowed")
+    assert caught.value.number == signal.SIGTERM
+
+
+def test_sigint_stays_keyboard_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, terminations_interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not isinstance(caught.value, Interrupted)
+
+
+def test_the_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with terminations_interrupt(), interrupts_wait():
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) != before
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_noted_signal_waits_for_the_end_of_the_block(number: signal.Signals, kind: type[KeyboardInterrupt]) -> None:
+    steps = 0
+    with pytest.raises(kind) as caught, interrupts_wait() as pending:
+        while steps < 3:
+            steps += 1
+            os.kill(os.getpid(), number) if steps == 1 else None
+        assert pending
+    assert steps == 3
+    assert type(caught.value) is kind
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts_wait():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on")
+
+
+def test_without_a_signal_nothing_is_raised() -> None:
+    with interrupts_wait() as pending:
+        assert not pending
+
+
+def test_in_another_thread_the_blocks_do_nothing() -> None:
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with terminations_interrupt(), interrupts_wait():
+                pass
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failures == []
