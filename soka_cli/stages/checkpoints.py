@@ -1,0 +1,71 @@
+"""Checkpoints that are complete or absent, and the search for the newest one that is intact."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from soka_cli.errors import SokaError
+from soka_cli.run.digest import file_digest
+from soka_cli.run.reporter import Reporter
+from soka_cli.run.write import atomic_folder, read_json, remove, write_json
+
+PREFIX = "checkpoint-"
+DIGESTS = "digests.json"  # written last: a folder without it was never complete
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder `train/checkpoints` of a run; the newest `keep` stay."""
+
+    folder: Path
+    keep: int
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{PREFIX}{step}"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, damaged ones included, ascending."""
+        if not self.folder.is_dir():
+            return []
+        endings = (entry.name.removeprefix(PREFIX) for entry in self.folder.glob(f"{PREFIX}*") if entry.is_dir())
+        return sorted(int(ending) for ending in endings if ending.isdecimal())
+
+    @contextmanager
+    def writing(self, step: int) -> Iterator[Path]:
+        """Yield an empty folder that becomes the checkpoint of `step` when the block ends well; then drop the oldest."""
+        with atomic_folder(self.path(step)) as staged:
+            yield staged
+            files = sorted(path for path in staged.rglob("*") if path.is_file())
+            write_json(
+                staged / DIGESTS,
+                {path.relative_to(staged).as_posix(): {"sha256": file_digest(path), "bytes": path.stat().st_size} for path in files},
+            )
+        for old in [known for known in self.steps() if known <= step][: -self.keep]:
+            remove(self.path(old))
+
+    def newest_intact(self, reporter: Reporter) -> tuple[int, Path] | None:
+        """Step and folder of the newest checkpoint whose digests verify; the ones passed over are named to the user."""
+        for step in reversed(self.steps()):
+            fault = damage(self.path(step))
+            if fault is None:
+                return step, self.path(step)
+            reporter.warn(f"{self.path(step).name} is skipped: {fault}.")
+        return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None where every file is as it was written."""
+    if not (folder / DIGESTS).is_file():
+        return f"it is incomplete ({DIGESTS} is missing)"
+    try:
+        listed = read_json(folder / DIGESTS)
+        for name, entry in listed.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"] or file_digest(path) != entry["sha256"]:
+                return f"{name} is damaged"
+    except (SokaError, AttributeError, KeyError, TypeError):
+        return f"{DIGESTS} is damaged"
+    return None

@@ -1,0 +1,112 @@
+"""metrics.jsonl: what each training step did, written as it happens."""
+
+import math
+import resource
+import time
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from soka_cli.run.interrupt import PendingInterrupt
+from soka_cli.run.lines import AppendFile
+from soka_cli.run.reporter import ProgressTask
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The device's peak allocation so far, on the CPU the process's resident peak."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def cut_back(file: AppendFile, step: int) -> int:
+    """Drop the rows behind `step`, which will be trained again; returns how many."""
+    kept = sum(1 for row in file.rows if row["step"] <= step)
+    dropped = len(file.rows) - kept
+    if dropped:
+        file.keep_first(kept)
+    return dropped
+
+
+class StepFlow(TrainerCallback):
+    """Decides what happens at a step's end: a line wherever something is saved or evaluated, a stop where the user asked for one."""
+
+    def __init__(self, pending: PendingInterrupt) -> None:
+        self.pending = pending
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A resumed state carries the intervals of its time; this run's hold."""
+        state.compute_steps(args, state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        last = state.global_step >= state.max_steps
+        if self.pending:
+            control.should_save = control.should_training_stop = True
+        if last:
+            control.should_save = True
+            control.should_evaluate = args.do_eval
+        if control.should_save or control.should_evaluate:
+            control.should_log = True
+
+
+class MetricsWriter(TrainerCallback):
+    """Writes a row for each logged step and moves the progress bar. Runs after StepFlow.
+
+    A step with an evaluation is written when eval_loss is known, and always before that step's checkpoint is.
+    """
+
+    def __init__(self, file: AppendFile, progress: ProgressTask) -> None:
+        self.file = file
+        self.progress = progress
+        self.row: dict[str, Any] | None = None
+        self.seconds = 0.0  # inside training steps since the last row, so without evaluations and checkpoints
+        self.tokens = 0
+        self.begun = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.tokens = state.num_input_tokens_seen
+        if state.global_step:
+            self.progress.advance(state.global_step)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.begun = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.seconds += time.monotonic() - self.begun
+        if not control.should_log:
+            self.progress.advance(1)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        tokens = state.num_input_tokens_seen
+        speed = (tokens - self.tokens) / self.seconds if self.seconds > 0 else 0.0
+        self.row = {
+            "step": state.global_step,
+            "epoch": state.epoch,
+            "tokens": tokens,
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": logs["grad_norm"],
+            "tokens_per_s": round(speed, 1),
+            "memory_bytes": peak_memory_bytes(args.device),
+        }
+        self.tokens, self.seconds = tokens, 0.0
+        self.progress.advance(1, loss=self.row["loss"], tokens_per_s=self.row["tokens_per_s"])
+        if not control.should_evaluate:
+            self._write()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if self.row is not None and metrics and math.isfinite(metrics["eval_loss"]):
+            self.row["eval_loss"] = metrics["eval_loss"]
+        self._write()
+
+    def _write(self) -> None:
+        if self.row is not None:
+            self.file.append(self.row)
+            self.row = None

@@ -1,0 +1,389 @@
+"""train: rows, base and start -> train/adapter (or train/model), through transformers' Trainer."""
+
+import math
+import os
+import random
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from soka_cli.adapter import attach_factors
+from soka_cli.adapter.methods import peft_config
+from soka_cli.adapter.pissa import adapter_factors, attach_initial, save_converted
+from soka_cli.data.batch import Collator
+from soka_cli.data.encode import EncodedRow, encode_rows
+from soka_cli.data.load import load_rows, source_digest
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.base import load_base, load_tokenizer, pick_device
+from soka_cli.models.checkpoint import Checkpoint
+from soka_cli.models.snapshot import snapshot
+from soka_cli.recipe.resolved import to_mapping, to_yaml
+from soka_cli.recipe.schema import Recipe, SourceSection
+from soka_cli.run.interrupt import interrupts_wait
+from soka_cli.run.lines import AppendFile
+from soka_cli.run.resources import require_space
+from soka_cli.run.stage import Stage, open_stage
+from soka_cli.run.write import atomic_folder, read_json
+from soka_cli.stages.checkpoints import Checkpoints
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.decompose import decompose, decompose_inputs
+from soka_cli.stages.metrics import MetricsWriter, StepFlow, cut_back
+from soka_cli.stages.outcome import Outcome, Table
+from soka_cli.stages.trainer import RunTrainer
+
+STAGE = "train"
+INITIAL_FACTORS = "initial_factors.safetensors"  # in a PiSSA checkpoint: what its base had subtracted
+SPEED_OPTIONS = {"micro_batch_size", "save_every", "keep_checkpoints", "eval_every", "log_every"}  # no inputs: they change no result
+FP32_BYTES = 4
+
+
+def train(context: StageContext) -> Outcome:
+    """Train by the recipe; goes on where an interrupted or shorter run stopped.
+
+    Raises:
+        SokaError: exit 4 for data, 5 for a stale or damaged run directory, 6 for memory or disk, 7 where training diverges or
+            nothing can be learnt.
+    """
+    _refuse_several_processes()
+    inputs = train_inputs(context)
+    if context.recipe.adapter.method == "soka":
+        _ensure_factors(context)
+    with open_stage(
+        context.layout,
+        STAGE,
+        inputs,
+        recipe_yaml=to_yaml(context.recipe),
+        source_text=context.loaded.source_text,
+        reporter=context.reporter,
+        command=context.command,
+        force=context.force,
+        folders=[context.layout.train],
+        extends=extends,
+    ) as stage:
+        if stage.done:
+            figures = read_json(context.layout.environment(STAGE))["training"]
+            return _outcome(context, figures, "already done")
+        run = _Training(context, stage)
+        figures = run.fit()
+        stage.finish([context.layout.metrics, run.result], {"device": str(run.device), "data": run.ledgers, "training": figures})
+    return _outcome(context, figures, "done")
+
+
+def train_inputs(context: StageContext) -> dict[str, Any]:
+    """What the result depends on; local data by its digest, so that a moved run directory stays valid."""
+    section = context.recipe.model
+    checkpoint = Checkpoint(snapshot(section.name, revision=section.revision, offline=context.offline))
+    recipe = to_mapping(context.recipe)
+    data = dict(recipe["data"])
+    for name in ("train", "validation"):
+        source = data.get(name)
+        if source and source.get("path") and (digest := source_digest(source["path"])):
+            data[name] = {key: value for key, value in source.items() if key != "path"} | {"sha256": digest}
+    return {
+        **decompose_inputs(context, checkpoint.digest),
+        "data": data,
+        "train": {key: value for key, value in recipe["train"].items() if key not in SPEED_OPTIONS},
+    }
+
+
+def extends(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether only the length differs, and it grew: more steps, or more epochs."""
+
+    def split(inputs: dict[str, Any]) -> tuple[dict[str, Any], int | None, float]:
+        rest = {**inputs, "train": {key: value for key, value in inputs["train"].items() if key not in ("steps", "epochs")}}
+        return rest, inputs["train"].get("steps"), inputs["train"].get("epochs") or 1.0
+
+    (old_rest, old_steps, old_epochs), (new_rest, new_steps, new_epochs) = split(old), split(new)
+    if old_rest != new_rest or (old_steps is None) != (new_steps is None):
+        return False
+    return new_steps > old_steps if old_steps is not None and new_steps is not None else new_epochs > old_epochs
+
+
+def steps_in_all(recipe: Recipe, rows: int) -> int:
+    """Optimizer steps of a run over `rows`; the last batch of a pass may be smaller."""
+    return recipe.train.steps or math.ceil((recipe.train.epochs or 1.0) * math.ceil(rows / recipe.train.batch_size))
+
+
+def _refuse_several_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SokaError(
+            f"This version trains in one process, and was started as one of {os.environ['WORLD_SIZE']}.",
+            where="WORLD_SIZE",
+            hint="start it without accelerate launch or torchrun: soka train",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+
+
+def _ensure_factors(context: StageContext) -> None:
+    """Decompose first where that is missing. --force is train's: an intact decomposition of the same inputs stays."""
+    if not context.layout.factors.exists():
+        context.reporter.say("There are no factors yet: decompose runs first.")
+    try:
+        decompose(replace(context, force=False))
+    except SokaError as error:
+        if not context.force or error.exit_code is not ExitCode.RUN:
+            raise
+        decompose(context)
+
+
+@dataclass
+class _Rows:
+    """Encoded rows to learn from and to be measured on."""
+
+    training: list[EncodedRow]
+    validation: list[EncodedRow]
+
+
+class _Training:
+    """One fit: everything between the open stage and its result folder."""
+
+    def __init__(self, context: StageContext, stage: Stage) -> None:
+        self.context = context
+        self.recipe = context.recipe
+        self.layout = context.layout
+        self.stage = stage
+        self.whole = self.recipe.adapter.method == "full"
+        self.result = self.layout.full_model if self.whole else self.layout.adapter
+        self.checkpoints = Checkpoints(self.layout.checkpoints, self.recipe.train.keep_checkpoints)
+        self.device = torch.device(pick_device(context.device))
+        self.ledgers: dict[str, Any] = {}
+        self.initial: dict[str, Tensor] | None = None
+
+    def fit(self) -> dict[str, Any]:
+        """Load, train, write the result; returns the stage's figures."""
+        self.tokenizer = load_tokenizer(self.recipe.model, offline=self.context.offline)
+        rows = self._rows()
+        steps = steps_in_all(self.recipe, len(rows.training))
+        found = self.checkpoints.newest_intact(self.context.reporter)
+        model = self._model(found[1] if found else None)
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self._require_space(trainable)
+        metrics = self._train(model, rows, steps, found)
+        self._save(model)
+        evaluated = [row["eval_loss"] for row in metrics if "eval_loss" in row]
+        return {
+            "method": self.recipe.adapter.method,
+            "steps": steps,
+            "tokens": metrics[-1]["tokens"],
+            "first_loss": metrics[0]["loss"],
+            "last_loss": metrics[-1]["loss"],
+            "eval_loss": evaluated[-1] if evaluated else None,
+            "trainable_parameters": trainable,
+            "rows": len(rows.training),
+            "seconds": self.stage.seconds,
+        }
+
+    # ---- data
+
+    def _rows(self) -> _Rows:
+        data = self.recipe.data
+        everything = self._load(data.train)
+        held_out: list[dict[str, Any]] = []
+        validation = data.validation
+        if validation is not None and validation.path is not None:
+            source = data.train.model_copy(
+                update={
+                    "path": validation.path,
+                    "revision": None,
+                    "split": validation.split or data.train.split,
+                    "rows": validation.rows,
+                }
+            )
+            held_out = self._load(source)
+        elif validation is not None and validation.fraction is not None:
+            everything, held_out = _split(everything, validation.fraction, self.recipe.seed)
+        training = self._encode(everything, data.train, "train")
+        return _Rows(training, self._encode(held_out, data.train, "validation") if held_out else [])
+
+    def _load(self, source: SourceSection) -> list[dict[str, Any]]:
+        return load_rows(
+            source.path,
+            revision=source.revision,
+            config=source.config,
+            split=source.split,
+            rows=source.rows,
+            filter=source.filter,
+            offline=self.context.offline,
+        )
+
+    def _encode(self, rows: list[dict[str, Any]], source: SourceSection, name: str) -> list[EncodedRow]:
+        data = self.recipe.data
+        encoded, ledger = encode_rows(self.tokenizer, rows, source=source, template=data.template, max_length=data.max_length)
+        self.ledgers[name] = ledger.to_mapping()
+        say = self.context.reporter
+        if ledger.truncated:
+            say.warn(f"{name}: {ledger.truncated} of {ledger.read} rows are cut at {data.max_length} tokens and do not learn to end.")
+        for reason, count in ledger.dropped.items():
+            say.warn(f"{name}: {count} of {ledger.read} rows are left out: {reason}.")
+        return encoded
+
+    # ---- model
+
+    def _model(self, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
+        """The base with what is trained on it, in fp32 over the base's own type."""
+        section = self.recipe.model
+        model = load_base(section, device=str(self.device), offline=self.context.offline)
+        model.name_or_path = model.config._name_or_path = section.name  # PEFT writes it into the adapter: the recipe's, not this machine's
+        if self.whole or self.recipe.train.precision == "fp32":
+            model = model.float()
+        set_seed(self.recipe.seed)
+        if self.whole:
+            return model.requires_grad_(True)
+        config = peft_config(self.recipe.adapter, seed=self.recipe.seed)
+        config.revision = section.revision
+        if self.recipe.adapter.method == "soka":
+            return attach_factors(model, config, self.layout.factors)
+        if self.recipe.adapter.method == "pissa":
+            return self._pissa(model, config, checkpoint)
+        return get_peft_model(model, config)
+
+    def _pissa(self, model: PreTrainedModel, config: Any, checkpoint: Path | None) -> PeftModel:
+        if checkpoint is None:
+            attached = get_peft_model(model, config)
+            self.initial = adapter_factors(attached)
+            return attached
+        self.initial = load_file(checkpoint / INITIAL_FACTORS)
+        return attach_initial(model, config, self.initial)
+
+    def _require_space(self, trainable: int) -> None:
+        """Room for the checkpoints that stay, the one being written, and the result: weights (twice for theta0) and two moments."""
+        copies = self.recipe.train.keep_checkpoints + 1
+        require_space(self.layout.root, trainable * FP32_BYTES * (4 * copies + 2))
+
+    # ---- training
+
+    def _train(self, model: PreTrainedModel | PeftModel, rows: _Rows, steps: int, found: tuple[int, Path] | None) -> list[dict[str, Any]]:
+        """Run the Trainer from `found` (step and checkpoint) or from the start; returns the rows of metrics.jsonl."""
+        start = found[0] if found else 0
+        reporter = self.context.reporter
+        with (
+            AppendFile(self.layout.metrics) as metrics,
+            interrupts_wait() as pending,
+            reporter.task(f"train {self.recipe.adapter.method}", total=steps, unit="steps") as progress,
+        ):
+            if metrics.cut:
+                reporter.warn(metrics.cut)
+            if dropped := cut_back(metrics, start):
+                reporter.say(f"metrics.jsonl: {dropped} rows after step {start} are taken back; these steps are trained again.")
+            if found:
+                reporter.say(f"Going on from {found[1].name} of {steps} steps.")
+            trainer = RunTrainer(
+                model=model,
+                args=self._arguments(steps, bool(rows.validation)),
+                train_dataset=rows.training,
+                eval_dataset=rows.validation or None,
+                data_collator=Collator(self.tokenizer.pad_token_id),
+                callbacks=[StepFlow(pending), MetricsWriter(metrics, progress)],
+                checkpoints=self.checkpoints,
+                sigma_lr=self.recipe.train.sigma_lr,
+                save_more=self._save_initial if self.initial is not None else None,
+            )
+            use_cache = model.config.use_cache
+            if found and start >= steps:  # stopped between the last checkpoint and the result
+                trainer._load_from_checkpoint(str(found[1]))
+            else:
+                trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
+            model.config.use_cache = use_cache
+            if pending:
+                self._say_stopped(trainer.state.global_step, steps)
+                pending.deliver()
+            return metrics.rows
+
+    def _arguments(self, steps: int, validated: bool) -> TrainingArguments:
+        train = self.recipe.train
+        arguments = TrainingArguments(
+            output_dir=str(self.layout.checkpoints),
+            max_steps=steps,
+            per_device_train_batch_size=train.micro_batch_size,
+            per_device_eval_batch_size=train.micro_batch_size,
+            gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
+            learning_rate=train.lr,
+            lr_scheduler_type="constant_with_warmup" if train.schedule == "constant" else train.schedule,
+            warmup_steps=train.warmup,
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            bf16=train.precision == "bf16",
+            seed=self.recipe.seed,
+            logging_steps=train.log_every,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            eval_strategy="steps" if validated else "no",
+            eval_steps=train.eval_every if validated else None,
+            save_strategy="steps",
+            save_steps=train.save_every,
+            include_num_input_tokens_seen="non_padding",
+            remove_unused_columns=False,
+            dataloader_pin_memory=self.device.type == "cuda",
+            use_cpu=self.device.type == "cpu",
+            disable_tqdm=True,
+            report_to=[],
+        )
+        _pin(arguments, self.device)
+        return arguments
+
+    def _say_stopped(self, step: int, steps: int) -> None:
+        command = self.context.command or f"soka train --run {shlex.quote(str(self.layout.root))}"
+        self.context.reporter.warn(f"Stopped at step {step} of {steps}; checkpoint-{step} is written. Go on with: {command}")
+
+    def _save_initial(self, folder: Path) -> None:
+        assert self.initial is not None
+        save_file(self.initial, folder / INITIAL_FACTORS)
+
+    # ---- result
+
+    def _save(self, model: PreTrainedModel | PeftModel) -> None:
+        with atomic_folder(self.result) as folder:
+            if self.whole:
+                model.to(getattr(torch, self.recipe.model.dtype)).save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+            elif self.initial is not None:
+                save_converted(model, self.initial, folder)
+            else:
+                model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def _pin(arguments: TrainingArguments, device: torch.device) -> None:
+    """Hold the Trainer to one device: with several GPUs in sight it would wrap the model in DataParallel on its own account."""
+    if arguments.device.type != "cuda":
+        return
+    chosen = torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(chosen)
+    arguments.__dict__["_setup_devices"] = chosen  # the cached property behind `arguments.device`
+    arguments._n_gpu = 1
+
+
+def _split(rows: list[dict[str, Any]], fraction: float, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows to learn from and held-out rows, both in their order; which ones are held out depends on the seed alone."""
+    count = max(1, round(fraction * len(rows)))
+    if count >= len(rows):
+        raise SokaError(
+            f"A validation fraction of {fraction:g} leaves none of {len(rows)} rows to learn from.",
+            where="data.validation.fraction",
+            hint="lower the fraction or drop data.validation",
+            exit_code=ExitCode.DATA,
+        )
+    chosen = set(random.Random(seed).sample(range(len(rows)), count))
+    return (
+        [row for index, row in enumerate(rows) if index not in chosen],
+        [row for index, row in enumerate(rows) if index in chosen],
+    )
+
+
+def _outcome(context: StageContext, figures: dict[str, Any], status: Any) -> Outcome:
+    shown = ("method", "steps", "tokens", "first_loss", "last_loss", "eval_loss", "trainable_parameters", "seconds")
+    run = shlex.quote(str(context.layout.root))
+    return Outcome(
+        stage=STAGE,
+        status=status,
+        run=context.layout.root,
+        figures=figures,
+        tables=(Table("Training", shown, (tuple(figures[name] for name in shown),)),),
+        next_commands=(f"soka eval --run {run}", f"soka merge --run {run}"),
+    )

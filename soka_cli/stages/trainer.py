@@ -1,0 +1,148 @@
+"""transformers' Trainer with what it lacks: atomic checkpoints, a stop before a poisonous step, a held-out loss per token."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerControl
+
+from soka_cli.adapter.methods import SIGMA
+from soka_cli.data.encode import IGNORED
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.stages.checkpoints import Checkpoints
+
+
+class RunTrainer(Trainer):
+    """Trains adapters or whole models into a run directory.
+
+    Args:
+        checkpoints: where checkpoints go; they hold adapter (or model), optimizer, schedule, RNG and state, never a frozen base.
+        sigma_lr: the peak rate of SoKA's sigma; None takes that of the factors.
+        save_more: writes further files into a checkpoint's folder.
+        options: Trainer's own.
+    """
+
+    optimizer: torch.optim.Optimizer
+    control: TrainerControl
+
+    def __init__(
+        self, *, checkpoints: Checkpoints, sigma_lr: float | None = None, save_more: Callable[[Path], None] | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.remove_callback(PrinterCallback)
+        self.checkpoints = checkpoints
+        self.sigma_lr = sigma_lr
+        self.save_more = save_more
+        self._staged: Path | None = None
+        self._rows: list[int] = []  # data rows of the step under way
+
+    # ---- optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the factors, what is never decayed (norms, biases of full training), and sigma at its own rate."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind(self._parameter_groups(), **options)
+        return self.optimizer
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        decayed = set(self.get_decay_parameter_names(self.model))
+        groups: dict[str, dict[str, Any]] = {
+            "factors": {"params": [], "weight_decay": self.args.weight_decay},
+            "undecayed": {"params": [], "weight_decay": 0.0},
+            "sigma": {"params": [], "weight_decay": self.args.weight_decay, "lr": self.sigma_lr},
+        }
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                apart = self.sigma_lr is not None and SIGMA in name.split(".")
+                groups["sigma" if apart else "factors" if name in decayed else "undecayed"]["params"].append(parameter)
+        return [group for group in groups.values() if group["params"]]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As transformers does, then the rates that this run's schedule has at that step: an extended run has a longer one."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        schedule: Any = self.lr_scheduler
+        rates = [base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        schedule._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    # ---- steps
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        rows = inputs.pop("row", None)
+        if rows is not None and self.model.training:
+            self._rows.extend(rows.tolist())
+        return super()._prepare_inputs(inputs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """The norm before clipping; refuses to step on a loss or gradient that is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not math.isfinite(float(norm)) or not math.isfinite(float(self._tr_loss)):
+            raise self._diverged(f"the loss is {float(self._tr_loss):g}, the gradient norm {float(norm):g}", self._rows)
+        self._rows = []
+        return norm
+
+    def _diverged(self, why: str, rows: list[int]) -> SokaError:
+        steps = self.checkpoints.steps()
+        last = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "no checkpoint was written yet"
+        shown = ", ".join(map(str, sorted(rows)[:32]))
+        return SokaError(
+            "Training diverged.",
+            where=f"step {self.state.global_step + 1} (not taken), data rows {shown}" if rows else f"after step {self.state.global_step}",
+            why=f"{why}; {last}",
+            hint=f"lower the learning rate, e.g. train.lr={self.args.learning_rate / 3:.1g}, and start again with --force",
+            exit_code=ExitCode.TRAINING,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """`eval_loss`: the mean over all supervised tokens of the held-out rows, in nats a token."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for batch in self.get_eval_dataloader():
+            inputs = self._prepare_inputs(batch)
+            supervised = (inputs["labels"][:, 1:] != IGNORED).sum()
+            total += float(self.compute_loss(self.model, inputs, num_items_in_batch=supervised)) * int(supervised)
+            count += int(supervised)
+        metrics = {"eval_loss": total / count}
+        if not math.isfinite(metrics["eval_loss"]):
+            raise self._diverged(f"eval_loss is {metrics['eval_loss']:g}", [])
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staged) if self._staged is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write beside, then rename: transformers' own files, ours, and the list of their digests last."""
+        step = self.state.global_step
+        with self.checkpoints.writing(step) as folder:
+            self._staged = folder
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staged = None
+            inner = folder / self.checkpoints.path(step).name  # where super put it
+            if self.save_more is not None:
+                self.save_more(inner)
+            for path in sorted(inner.iterdir()):
+                path.rename(folder / path.name)
+            inner.rmdir()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights and configuration alone: the tokenizer lies with the base, and arguments are not pickled."""
+        only_adapter = {} if self.model_is_whole else {"save_embedding_layers": False}
+        self.model.save_pretrained(output_dir, **only_adapter)
+
+    @property
+    def model_is_whole(self) -> bool:
+        """Whether every weight is trained, rather than an adapter."""
+        return not hasattr(self.model, "peft_config")
