@@ -6,6 +6,7 @@ from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
 from soka_cli.kron.rearrange import rearrange, restore
 from soka_cli.kron.shape import KronShape, balanced, blocked, choose_shape, divisors, explicit
 from soka_cli.kron.solver import Triplets, leading_triplets
+from soka_cli.kron.spectrum import term_spectrum, update_terms
 
 __all__ = [
     "Decomposition",
@@ -27,4 +28,6 @@ __all__ = [
     "module_seed",
     "rearrange",
     "restore",
+    "term_spectrum",
+    "update_terms",
 ]
