@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -25,6 +26,7 @@ PACKAGES = (
 )
 
 
+@cache
 def package_version(name: str) -> str | None:
     """The installed version of a distribution, None if it is absent. Nothing is imported."""
     try:
