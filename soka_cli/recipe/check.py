@@ -36,18 +36,33 @@ def check(root: Node, mistakes: list[Mistake]) -> Recipe | None:
     """The recipe that the nodes spell, or None after adding all that is wrong with them.
 
     Options that are wrong each for itself hide from pydantic what is wrong between options; so the former are taken out and
-    the rest is judged once more, and a complaint about anything taken out is not repeated.
+    the rest is judged once more, without repeating complaints about what was taken out. Nor is anything said about a place
+    that is among `mistakes` already: what stands there could not be read.
     """
     plain = root.plain()
     errors = faults(plain)
     if not errors:
         return None if mistakes else Recipe.model_validate(plain)
-    taken = [keys_of(error) for error in errors if error["type"] != "misfit"]
+    broken = [keys_of(error) for error in errors if error["type"] != "misfit"]
+    guesses = meant(errors)
     rest = deepcopy(plain)
-    if all(take_out(rest, keys) for keys in taken):
-        errors += [error for error in faults(rest) if error["type"] == "misfit" and not touches(error, taken)]
-    mistakes += described(errors, root)
+    if all(take_out(rest, keys) for keys in broken):
+        errors += [error for error in faults(rest) if error["type"] == "misfit" and not touches(error, [*broken, *guesses])]
+    spoilt = {mistake.place for mistake in mistakes}
+    found = [
+        Mistake(place_of(keys_of(error), root), sentence(error))
+        for error in errors
+        if not (error["type"] == "missing" and keys_of(error) in guesses)
+    ]
+    mistakes += sorted((mistake for mistake in found if mistake.place not in spoilt), key=lambda mistake: order(mistake.place))
     return None
+
+
+def meant(errors: list[Any]) -> list[Keys]:
+    """What the misspelt options among the errors were probably meant to be."""
+    typos = [keys_of(error) for error in errors if error["type"] == "extra_forbidden"]
+    guesses = [(keys[:-1], nearest(str(keys[-1]), names_at(tuple(map(str, keys[:-1]))))) for keys in typos]
+    return [(*section, guess) for section, guess in guesses if guess is not None]
 
 
 def faults(plain: Any) -> list[Any]:
@@ -80,9 +95,7 @@ def take_out(plain: Any, keys: Keys) -> bool:
     """Remove the value at `keys`; False where that would move a list's other entries. A missing one is no trouble."""
     at: Any = plain
     for key in keys[:-1]:
-        if isinstance(at, dict) and key in at:
-            at = at[key]
-        elif isinstance(at, list) and isinstance(key, int):
+        if (isinstance(at, dict) and key in at) or (isinstance(at, list) and isinstance(key, int)):
             at = at[key]
         else:
             return True
@@ -90,15 +103,6 @@ def take_out(plain: Any, keys: Keys) -> bool:
         at.pop(str(keys[-1]), None)
         return True
     return False
-
-
-def described(errors: list[Any], root: Node) -> list[Mistake]:
-    """One mistake an error, by file and line; a missing option that a typo beside it explains is left out."""
-    typos = [keys_of(error) for error in errors if error["type"] == "extra_forbidden"]
-    guessed = {(*keys[:-1], nearest(str(keys[-1]), names_at(tuple(map(str, keys[:-1]))))) for keys in typos}
-    wanted = [error for error in errors if not (error["type"] == "missing" and keys_of(error) in guessed)]
-    found = [Mistake(place_of(keys_of(error), root), sentence(error)) for error in wanted]
-    return sorted(found, key=lambda mistake: order(mistake.place))
 
 
 def order(place: str) -> tuple[str, int]:

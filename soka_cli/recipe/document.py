@@ -11,6 +11,7 @@ import yaml
 from soka_cli.recipe.mistakes import Mistake
 
 MOST_NODES = 20_000
+COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 Scalar = str | int | float | bool | None
 
 
@@ -114,12 +115,19 @@ class Reading:
             if self.nodes == MOST_NODES + 1:
                 self.report(node, f"anchors blow the document up to more than {MOST_NODES} values")
             return self.node(node, None)
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in COLLECTIONS:
+            self.refuse_tag(node)
+            return self.node(node, None)
         inside = (*above, node)
         if isinstance(node, yaml.MappingNode):
             return self.node(node, self.mapping(node, inside))
         if isinstance(node, yaml.SequenceNode):
             return self.node(node, [self.convert(item, inside) for item in node.value])
         return self.node(node, self.scalar(node) if isinstance(node, yaml.ScalarNode) else None)
+
+    def refuse_tag(self, node: yaml.Node) -> None:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        self.report(node, f"the tag {tag} is not allowed; a recipe holds text, numbers, true, false and null, lists and mappings")
 
     def node(self, node: yaml.Node, value: Any) -> Node:
         return Node(value, self.place(node), self.folder, self.overriding)
@@ -167,7 +175,7 @@ class Reading:
         if kind == "null":
             return None
         if kind != "str":
-            self.report(node, f"the tag {node.tag} is not allowed; a recipe holds text, numbers, true, false and null")
+            self.refuse_tag(node)
         return str(text)
 
 

@@ -6,7 +6,6 @@ from difflib import get_close_matches
 
 from soka_cli.errors import ExitCode, SokaError
 
-
 OTHER_NAMES = {"learning_rate": "lr", "r": "rank", "num_train_epochs": "epochs", "gradient_accumulation_steps": "micro_batch_size"}
 """What other tools call an option -> what it is called here."""
 

@@ -7,7 +7,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
@@ -103,9 +103,11 @@ def kind_of_shape(value: Any) -> str | None:
     """Which form of shape is meant, so that an error speaks of that form alone."""
     if isinstance(value, str):
         return "<name>"
-    if isinstance(value, BlockShape) or (isinstance(value, dict) and "block" in value):
+    if isinstance(value, dict):
+        return "<explicit>" if "block" not in value and ("m" in value or "n" in value) else "<block>"
+    if isinstance(value, BlockShape):
         return "<block>"
-    return "<explicit>" if isinstance(value, (ExplicitShape, dict)) else None
+    return "<explicit>" if isinstance(value, ExplicitShape) else None
 
 
 ShapeChoice = Annotated[
@@ -116,10 +118,21 @@ ShapeChoice = Annotated[
 ]
 
 
+def a_pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is {value!r}, no regular expression: {error}") from None
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(a_pattern)]
+
+
 def modules_named(value: Any) -> Any:
     """Names (a list) or a pattern (a string), never nothing."""
     if isinstance(value, str) and value:
-        return value
+        return value if value == "all-linear" else a_pattern(value)
     if isinstance(value, (list, tuple)) and value and all(isinstance(name, str) and name for name in value):
         return list(value)
     raise ValueError(f"is {value!r}; write a list of names ([q_proj, v_proj]), a pattern, or all-linear")
@@ -161,7 +174,7 @@ class AdapterSection(Section):
         default=["q_proj", "v_proj"], description="Name endings (list), a pattern (string), or all-linear."
     )
     shape: ShapeChoice = Field(default="balanced", description="Factor sizes of every target.")
-    shape_pattern: dict[str, ShapeChoice] = Field(default={}, description="Shapes for modules whose name matches the key, a pattern.")
+    shape_pattern: dict[Pattern, ShapeChoice] = Field(default={}, description="Shapes for modules whose name matches the key, a pattern.")
     rank: RankSection = Field(default=RankSection(), description="Terms per module.")
     init: Literal["weight"] = Field(default="weight", description="weight starts from the leading terms of the weight itself.")
     alpha: Rate | None = Field(default=None, description="Scale of lora and pissa; null takes the rank.")
