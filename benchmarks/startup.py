@@ -1,6 +1,6 @@
 """What `soka --help` costs beyond the interpreter itself, whole processes, interleaved.
 
-    python -m benchmarks.startup [--repeats 15]
+python -m benchmarks.startup [--repeats 15]
 """
 
 import argparse

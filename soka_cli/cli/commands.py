@@ -40,7 +40,12 @@ def soka(
     """Fine-tune language models with SoKA: factors from the Kronecker SVD of each weight, ranks from its spectrum."""
 
 
-@verb(app, "plan", examples=("soka plan -r gsm8k.yaml", "soka plan -r gsm8k.yaml adapter.target_modules=all-linear"), without=("force", "device"))
+@verb(
+    app,
+    "plan",
+    examples=("soka plan -r gsm8k.yaml", "soka plan -r gsm8k.yaml adapter.target_modules=all-linear"),
+    without=("force", "device"),
+)
 def plan(request: Request, reporter: "Reporter") -> "Outcome":
     """Say what a recipe will cost - parameters, steps, memory - without weights or network."""
     from soka_cli.stages.plan import plan as stage
@@ -64,12 +69,15 @@ def train(request: Request, reporter: "Reporter") -> "Outcome":
     return stage(request.context(reporter))
 
 
-@verb(app, "eval", examples=("soka eval", "soka eval -d runs/gsm8k --model adapter --show 5", "soka eval --model ./my-model eval.0.limit=100"))
+@verb(
+    app, "eval", examples=("soka eval", "soka eval -d runs/gsm8k --model adapter --show 5", "soka eval --model ./my-model eval.0.limit=100")
+)
 def evaluate(
     request: Request,
     reporter: "Reporter",
     model: Annotated[
-        str | None, typer.Option("--model", metavar="base|adapter|merged|FOLDER", help="What to judge (default: all of the three that exist).")
+        str | None,
+        typer.Option("--model", metavar="base|adapter|merged|FOLDER", help="What to judge (default: all of the three that exist)."),
     ] = None,
     show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Show N wrong and N right answers.")] = 0,
 ) -> "Outcome":
@@ -101,7 +109,12 @@ def score(
     return stage(file, task=task, protocol=protocol, out=out, reporter=reporter)
 
 
-@verb(app, "generate", examples=("soka generate -d runs/demo --prompt 'Question: ...'", "echo 'Question: ...' | soka generate"), without=("force",))
+@verb(
+    app,
+    "generate",
+    examples=("soka generate -d runs/demo --prompt 'Question: ...'", "echo 'Question: ...' | soka generate"),
+    without=("force",),
+)
 def generate(
     request: Request,
     reporter: "Reporter",
@@ -196,6 +209,8 @@ def clean(
 
     context = request.context(reporter, last_run=True)
     found = stage(context, confirmed=False)
-    if not found.figures["set_aside"] or not (yes or typer.confirm(f"remove {len(found.figures['set_aside'])} set-aside stages?", err=True)):
+    if not found.figures["set_aside"] or not (
+        yes or typer.confirm(f"remove {len(found.figures['set_aside'])} set-aside stages?", err=True)
+    ):
         return found
     return stage(context, confirmed=True)

@@ -1,6 +1,5 @@
 """Runs a verb's body and turns whatever happens into an exit code and something a person can use."""
 
-import errno
 import os
 import tempfile
 import traceback
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 def answer(request: Request, body: Callable[["Reporter"], "Outcome"]) -> int:
     """Run `body`, show its outcome or its error, and return the exit code."""
     from soka_cli.run.interrupt import Interrupted, terminations_interrupt
+    from soka_cli.run.resources import resource_error
 
     renderer = Renderer(json=request.json, quiet=request.quiet, verbose=request.verbose)
     set_libraries(request)
@@ -37,7 +37,7 @@ def answer(request: Request, body: Callable[["Reporter"], "Outcome"]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.DONE
     except Exception as error:  # the last line of defence: a bug becomes one line and a traceback in a file
-        known = resources(error)
+        known = resource_error(error, Path.cwd())
         renderer.error(known if known is not None else bug(error))
         return (known.exit_code if known is not None else ExitCode.BUG).value
     return ExitCode.DONE
@@ -59,20 +59,6 @@ def interruption(request: Request, code: ExitCode) -> SokaError:
         hint=f"{request.command}   (goes on where it stopped)",
         exit_code=code,
     )
-
-
-def resources(error: Exception) -> SokaError | None:
-    """Out of memory or disk, which any library may raise in its own type."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return SokaError(
-            "out of memory",
-            why=str(error).splitlines()[0] if str(error) else "",
-            hint="lower train.micro_batch_size, eval.N.batch_size or data.max_length; soka plan estimates the need",
-            exit_code=ExitCode.RESOURCES,
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SokaError("the disk is full", where=str(error.filename or ""), hint="free some space and run the same command", exit_code=ExitCode.RESOURCES)
-    return None
 
 
 def bug(error: Exception) -> SokaError:

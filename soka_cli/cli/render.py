@@ -33,7 +33,9 @@ class Renderer:
     def outcome(self, outcome: "Outcome") -> None:
         """The end of a stage: one JSON object, or tables and the next command."""
         if self.json:
-            write_json({"stage": outcome.stage, "status": outcome.status, "run": str(outcome.run) if outcome.run else None, **outcome.figures})
+            write_json(
+                {"stage": outcome.stage, "status": outcome.status, "run": str(outcome.run) if outcome.run else None, **outcome.figures}
+            )
             return
         for table in outcome.tables:
             self.out.print(rich_table(table))

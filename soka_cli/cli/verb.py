@@ -11,7 +11,6 @@ import typer
 from soka_cli.cli.request import Request
 
 if TYPE_CHECKING:
-    from soka_cli.run.reporter import Reporter
     from soka_cli.stages.outcome import Outcome
 
 COMMON: dict[str, tuple[Any, Any]] = {
@@ -19,7 +18,10 @@ COMMON: dict[str, tuple[Any, Any]] = {
         Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe overrides, e.g. train.lr=1e-4 eval.0.limit=10.")],
         None,
     ),
-    "recipe": (Annotated[str | None, typer.Option("--recipe", "-r", metavar="NAME|PATH", help="Recipe file, or a packaged recipe's name.")], None),
+    "recipe": (
+        Annotated[str | None, typer.Option("--recipe", "-r", metavar="NAME|PATH", help="Recipe file, or a packaged recipe's name.")],
+        None,
+    ),
     "run": (Annotated[Path | None, typer.Option("--run", "-d", metavar="DIR", help="Run directory (default: runs/<recipe>).")], None),
     "device": (Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:k]", help="Where to compute.")], "auto"),
     "force": (Annotated[bool, typer.Option("--force", help="Set a stage whose inputs changed aside and do it again.")], False),

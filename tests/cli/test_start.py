@@ -12,7 +12,7 @@ from soka_cli.errors import ExitCode
 
 VERBS = [command.name for command in app.registered_commands]
 CONTRACT = {"plan", "decompose", "train", "eval", "score", "generate", "merge", "report", "run", "demo", "doctor", "recipes", "clean"}
-HEAVY = "torch transformers peft datasets accelerate evaluate matplotlib numpy pydantic yaml".split()
+HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "evaluate", "matplotlib", "numpy", "pydantic", "yaml"]
 
 
 def test_every_verb_of_this_version_is_there() -> None:
@@ -46,7 +46,15 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["trian"], ["train", "--recipy", "x"], ["eval", "--show", "many"], ["score", "file.jsonl"], ["train"], ["recipes", "show"], ["merge", "--check", "x"]],
+    [
+        ["trian"],
+        ["train", "--recipy", "x"],
+        ["eval", "--show", "many"],
+        ["score", "file.jsonl"],
+        ["train"],
+        ["recipes", "show"],
+        ["merge", "--check", "x"],
+    ],
 )
 def test_a_mistaken_command_line_exits_with_2(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.chdir(str(tmp_path))
