@@ -1,0 +1,274 @@
+"""Ask the recipe's benchmarks and judge the answers, kept as they come."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from soka_cli.data.encode import encode_prompt
+from soka_cli.recipe.resolved import to_mapping, to_yaml
+from soka_cli.run.lines import AppendFile
+from soka_cli.run.lock import RunLock
+from soka_cli.run.stage import Stage, open_stage
+from soka_cli.run.write import damaged, read_json, write_json
+from soka_cli.stages.agreement import agreement
+from soka_cli.stages.completions import Completer, Completion
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.evaluation_tables import agreement_table, answers_table, scores_table
+from soka_cli.stages.exam import Exam, prepare_exams, text_digest
+from soka_cli.stages.judged_model import JudgedModel, ModelShelf, choose_models
+from soka_cli.stages.outcome import Outcome
+from soka_cli.stages.scores import Prediction, check_predictions, judged, summarise
+
+Scores = dict[str, Any]
+
+
+def evaluate(context: StageContext, kinds: Sequence[str] | None = None, folder: Path | None = None, show: int = 0) -> Outcome:
+    """Every eval entry of the recipe, asked of each chosen model.
+
+    Args:
+        kinds: of base, adapter, merged; None takes those that exist.
+        folder: a model or adapter folder from anywhere, judged as kind other.
+        show: wrong and right answers shown of each, in items.
+
+    Raises:
+        SokaError: exit 2 for a task that is not there, 4 for the data, 5 for a stale or damaged run - all before a model is loaded;
+            3 for a base model that can't be had, 6 where memory or disk runs out.
+    """
+    exams = prepare_exams(context.recipe, offline=context.offline)
+    with RunLock(context.layout.lock, context.command):
+        models = choose_models(context, kinds, folder)
+        shelf = ModelShelf(context)
+        sittings = [Sitting(context, exam, model, shelf).hold() for model in models for exam in exams]
+        return outcome(context, exams, sittings, show)
+
+
+@dataclass
+class Sitting:
+    """One exam of one model.
+
+    Attributes:
+        scores: the content of scores.json, once held.
+        fresh: whether anything was asked, or all was done before.
+    """
+
+    context: StageContext
+    exam: Exam
+    model: JudgedModel
+    shelf: ModelShelf
+    scores: Scores = field(default_factory=dict)
+    fresh: bool = False
+
+    @property
+    def stage_name(self) -> str:
+        return f"eval/{self.exam.name}-{self.model.kind}"
+
+    @property
+    def predictions(self) -> Path:
+        return self.context.layout.predictions(self.exam.name, self.model.kind)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the answers depend on."""
+        return {
+            "entry": self.exam.inputs,
+            "template_sha256": self.exam.template_sha256,
+            "data_sha256": self.exam.data_sha256,
+            "model": to_mapping(self.context.recipe)["model"],
+            "adapter_sha256": self.model.adapter_sha256,
+            "model_sha256": self.model.model_sha256,
+        }
+
+    def hold(self) -> "Sitting":
+        """Ask what has not been answered yet and write scores.json; reads it where all is done."""
+        context, layout = self.context, self.context.layout
+        path = layout.scores(self.exam.name, self.model.kind)
+        with open_stage(
+            layout,
+            self.stage_name,
+            self.inputs,
+            recipe_yaml=to_yaml(context.recipe),
+            source_text=context.loaded.source_text,
+            reporter=context.reporter,
+            command=context.command,
+            force=context.force,
+            folders=[layout.evaluation(self.exam.name, self.model.kind)],
+            extends=asks_for_more,
+        ) as stage:
+            if stage.done:
+                self.scores = read_json(path)
+                return self
+            self.fresh = True
+            self._ask(stage)
+            write_json(path, self.scores)
+            stage.finish([self.predictions, path], {"device": self.shelf.device})
+        return self
+
+    def _ask(self, stage: Stage) -> None:
+        exam, say = self.exam, self.context.reporter.say
+        with AppendFile(self.predictions) as file:
+            if file.cut:
+                say(file.cut)
+            check_predictions(file.rows, self.predictions, exam.task.metrics)
+            refuse_other_prompts(file.rows, exam, self.predictions)
+            if file.rows:
+                say(f"{stage.name}: {len(file.rows)} of {len(exam.examples)} items are answered already; going on.")
+            asking = Asking(self, file) if len(file.rows) < len(exam.examples) else None
+            if asking is not None:
+                asking.run()
+            self.scores = self._summary(file.rows, asking)
+
+    def _summary(self, rows: Sequence[Prediction], asking: "Asking | None") -> Scores:
+        """scores.json. `seconds` and `tokens_per_s` are of this session's generation, which `asked` counts."""
+        exam, recipe = self.exam, self.context.recipe
+        seconds, tokens = (asking.seconds, asking.tokens) if asking is not None else (0.0, 0)
+        reasons = [row["stop_reason"] for row in rows]
+        return {
+            "task": exam.task.name,
+            "protocol": exam.protocol.name,
+            "model": self.model.kind,
+            "name": exam.name,
+            "model_name": str(self.model.folder) if self.model.kind == "other" else recipe.model.name,
+            **summarise(rows, exam.task.metrics),
+            "template_sha256": exam.template_sha256,
+            "data_sha256": exam.data_sha256,
+            "adapter_sha256": self.model.adapter_sha256,
+            "model_sha256": self.model.model_sha256,
+            "decoding": {
+                "strategy": "greedy",
+                "max_new_tokens": exam.entry.max_new_tokens,
+                "stops": list(exam.protocol.stops),
+                "template": exam.protocol.template,
+                "shots": 0,
+                "limit": exam.entry.limit,
+                "dtype": recipe.model.dtype,
+            },
+            "stop_reasons": {reason: reasons.count(reason) for reason in ("eos", "stop", "length", "context")},
+            "reference": exam.protocol.reference,
+            "seconds": round(seconds, 3),
+            "tokens_per_s": round(tokens / seconds, 1) if seconds and tokens else None,
+            "asked": asking.asked if asking is not None else 0,
+        }
+
+
+def asks_for_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether only the limit rose or fell away: the answers that are there stay, and more follow."""
+
+    def without_limit(inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs | {"entry": {key: value for key, value in inputs["entry"].items() if key != "limit"}}
+
+    before, now = old.get("entry", {}).get("limit"), new["entry"].get("limit")
+    return "entry" in old and without_limit(old) == without_limit(new) and before is not None and (now is None or now > before)
+
+
+def refuse_other_prompts(rows: Sequence[Prediction], exam: Exam, path: Path) -> None:
+    """Answers belong to the prompts that this exam asks, or the file is not this evaluation's (exit 5)."""
+    digests = {example.id: text_digest(prompt) for example, prompt in zip(exam.examples, exam.prompts, strict=True)}
+    for number, row in enumerate(rows, start=1):
+        if digests.get(row["id"]) != row["prompt_sha256"] or row["sample"] != 0:
+            raise damaged(path, f"line {number} answers no item of this evaluation", "repeat the evaluation with --force")
+
+
+class Asking:
+    """The generation of what is missing in a predictions file, batch by batch."""
+
+    def __init__(self, sitting: Sitting, file: AppendFile) -> None:
+        exam, reporter = sitting.exam, sitting.context.reporter
+        self.exam, self.file, self.reporter = exam, file, reporter
+        self.title = f"{exam.name}, {sitting.model.kind}"
+        model, tokenizer = sitting.shelf.get(sitting.model)
+        self.prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in exam.prompts]
+        self.completer = Completer(
+            model, tokenizer, stops=exam.protocol.stops, max_new_tokens=exam.entry.max_new_tokens, said=reporter.warn
+        )
+        self.seconds = 0.0
+        self.tokens = 0
+        self.asked = 0
+
+    def run(self) -> None:
+        """Batch by batch; one that a kill left half written is answered again whole, and its rest appended."""
+        self._tell_limits()
+        answered = {row["id"] for row in self.file.rows}
+        with self.reporter.task(self.title, total=len(self.exam.examples), unit="items") as progress:
+            progress.advance(len(answered), **self._figures())
+            for batch in self._plan():
+                if missing := [place for place in batch if self.exam.examples[place].id not in answered]:
+                    self.file.extend(self._answer(batch, missing))
+                    progress.advance(len(missing), **self._figures())
+
+    def _plan(self) -> list[list[int]]:
+        """Batches of items. Where the file follows their order they are those of an undisturbed run; else those of what is missing."""
+        size, examples = self.exam.entry.batch_size, self.exam.examples
+        plan = list(self.completer.batches(self.prompt_ids, size))
+        present = [row["id"] for row in self.file.rows]
+        if present == [examples[place].id for batch in plan for place in batch][: len(present)]:
+            return plan
+        absent = [place for place, example in enumerate(examples) if example.id not in set(present)]
+        return [[absent[place] for place in batch] for batch in self.completer.batches([self.prompt_ids[place] for place in absent], size)]
+
+    def _answer(self, batch: Sequence[int], missing: Sequence[int]) -> list[Prediction]:
+        start = time.monotonic()
+        completions = dict(zip(batch, self.completer.complete([self.prompt_ids[place] for place in batch]), strict=True))
+        self.seconds += time.monotonic() - start
+        self.tokens += sum(completion.tokens for completion in completions.values())
+        self.asked += len(missing)
+        return [self._prediction(place, completions[place]) for place in missing]
+
+    def _prediction(self, place: int, completion: Completion) -> Prediction:
+        exam, example = self.exam, self.exam.examples[place]
+        return {
+            "id": example.id,
+            "sample": 0,
+            "prompt_sha256": text_digest(exam.prompts[place]),
+            "completion": completion.text,
+            "stop_reason": completion.stop_reason,
+            **judged(exam.task, completion.text, example.gold, exam.protocol.stops),
+            "tokens": completion.tokens,
+            "smallest_gap": completion.smallest_gap,
+        }
+
+    def _figures(self) -> dict[str, float | str]:
+        """Running accuracy and speed, for the progress line."""
+        rows, metrics = self.file.rows, self.exam.task.metrics
+        shares: dict[str, float | str] = {metric: sum(row["correct"][metric] for row in rows) / len(rows) for metric in metrics if rows}
+        return shares | ({"tokens_per_s": self.tokens / self.seconds} if self.seconds else {})
+
+    def _tell_limits(self) -> None:
+        rooms = [self.completer.room(ids) for ids in self.prompt_ids]
+        wanted = self.completer.max_new_tokens
+        if short := [room for room in rooms if 0 < room < wanted]:
+            self.reporter.warn(
+                f"{self.title}: the context of {self.completer.limit} tokens leaves {len(short)} of {len(rooms)} prompts less room than "
+                f"max_new_tokens = {wanted}; the least is {min(short)}."
+            )
+        if full := rooms.count(0):
+            self.reporter.warn(
+                f"{self.title}: {full} prompts fill the context of {self.completer.limit} tokens by themselves; they are recorded with "
+                "an empty answer and stop_reason context."
+            )
+
+
+def outcome(context: StageContext, exams: Sequence[Exam], sittings: Sequence[Sitting], show: int) -> Outcome:
+    """Tables a protocol at a time, since figures of two protocols are not comparable."""
+    layout = context.layout
+    tables, notes, agreements = [], [], {}
+    for exam in exams:
+        held = [sitting for sitting in sittings if sitting.exam is exam]
+        tables.append(scores_table(exam, [sitting.scores for sitting in held]))
+        notes.append(f"{exam.name}: protocol {exam.protocol.name}. {exam.protocol.reference}")
+        if (found := agreement(layout, exam.name)) is not None:
+            agreements[exam.name] = found.to_mapping()
+            tables.append(agreement_table(exam.name, found))
+        tables += [answers_table(exam, sitting.model.kind, sitting.predictions, show) for sitting in held if show]
+    fresh = any(sitting.fresh for sitting in sittings)
+    merged = layout.merged_model.is_dir() or not any(sitting.model.kind == "adapter" for sitting in sittings)
+    return Outcome(
+        stage="eval",
+        status="done" if fresh else "already done",
+        run=layout.root,
+        figures={"scores": [sitting.scores for sitting in sittings], "agreement": agreements},
+        tables=tuple(tables),
+        notes=tuple(notes),
+        next_commands=(f"soka {'report' if merged else 'merge'} --run {layout.root}",),
+    )

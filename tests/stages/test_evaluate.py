@@ -1,0 +1,353 @@
+"""Evaluation: what is asked, kept, gone on with and refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.recipe.load import load_recipe
+from soka_cli.run.layout import RunLayout
+from soka_cli.run.lines import read_lines
+from soka_cli.run.manifest import Manifest, StageRecord
+from soka_cli.run.reporter import SilentReporter
+from soka_cli.stages import evaluate as evaluate_module
+from soka_cli.stages.agreement import agreement
+from soka_cli.stages.completions import Completer
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.evaluate import evaluate
+from soka_cli.stages.judged_model import ModelShelf
+from soka_cli.stages.score import score
+from tests.builders import REPOSITORY, gsm8k_file, recipe_mapping, tiny_model_folder, write_recipe
+
+ITEMS = 12
+ENTRY = {"task": "gsm8k", "protocol": "plain", "max_new_tokens": 10, "batch_size": 4}
+NAME = "gsm8k-plain"
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, a test file, and a trained-looking adapter with the model merged from it."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("material")
+    tiny_model_folder(folder / "base")
+    gsm8k_file(folder, ITEMS, "test.jsonl")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    tuned = peft.get_peft_model(base, config)
+    tuned.save_pretrained(folder / "adapter")
+    tuned.merge_and_unload().save_pretrained(folder / "merged")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "base" / name, folder / "merged" / name)
+    return folder
+
+
+def context_of(material: Path, run: Path, *, entries: list[dict[str, Any]] | None = None, **options: Any) -> StageContext:
+    entries = entries or [ENTRY]
+    mapping = recipe_mapping(material / "base", material / "test.jsonl")
+    mapping["eval"] = [{"path": str(material / "test.jsonl")} | entry for entry in entries]
+    recipe = write_recipe(run.parent / f"{run.name}.yaml", mapping)
+    return StageContext(loaded=load_recipe(recipe), layout=RunLayout(run), device="cpu", **options)
+
+
+def with_tuned(material: Path, run: Path) -> RunLayout:
+    layout = RunLayout(run)
+    shutil.copytree(material / "adapter", layout.adapter)
+    shutil.copytree(material / "merged", layout.merged_model)
+    return layout
+
+
+def refused(context: StageContext, code: ExitCode, **options: Any) -> str:
+    if options.pop("force", False):
+        context = StageContext(loaded=context.loaded, layout=context.layout, device="cpu", force=True)
+    with pytest.raises(SokaError) as caught:
+        evaluate(context, **options)
+    assert caught.value.exit_code == code
+    assert caught.value.hint
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    """A run whose base, adapter and merged model have been asked."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    with_tuned(material, run)
+    context = context_of(material, run)
+    assert evaluate(context).status == "done"
+    return context
+
+
+def copy_of(context: StageContext, folder: Path) -> StageContext:
+    run = folder / "run"
+    shutil.copytree(context.layout.root, run)
+    return StageContext(loaded=context.loaded, layout=RunLayout(run), device="cpu")
+
+
+def scores_of(context: StageContext, kind: str) -> dict[str, Any]:
+    return json.loads(context.layout.scores(NAME, kind).read_text())
+
+
+def test_every_kind_that_exists_is_asked_every_item_once(finished: StageContext) -> None:
+    for kind in ("base", "adapter", "merged"):
+        rows = read_lines(finished.layout.predictions(NAME, kind))
+        assert sorted(int(row["id"]) for row in rows) == list(range(ITEMS))
+        assert {"id", "sample", "prompt_sha256", "completion", "stop_reason", "extracted", "gold", "correct"} <= rows[0].keys()
+
+
+def test_scores_say_what_was_asked_of_what(finished: StageContext) -> None:
+    base, adapter, merged = (scores_of(finished, kind) for kind in ("base", "adapter", "merged"))
+    assert (base["adapter_sha256"], base["model"], base["n"], base["items"]) == (None, "base", ITEMS, ITEMS)
+    assert len(adapter["adapter_sha256"]) == 64
+    assert base["data_sha256"] == merged["data_sha256"]
+    assert set(base["metrics"]) == {"strict", "flexible", "numeric"}
+    assert base["decoding"]["strategy"] == "greedy"
+    assert base["protocol"] == "plain"
+    assert "harness" in base["reference"]
+
+
+def test_the_adapter_answers_otherwise_than_the_base_and_as_the_merged_model(finished: StageContext) -> None:
+    completions = {
+        kind: {row["id"]: row["completion"] for row in read_lines(finished.layout.predictions(NAME, kind))}
+        for kind in ("base", "adapter", "merged")
+    }
+    assert completions["base"] != completions["adapter"]
+    found = agreement(finished.layout, NAME)
+    assert found is not None
+    assert found.items == ITEMS
+    assert found.equal == sum(completions["adapter"][item] == completions["merged"][item] for item in completions["adapter"])
+    assert all(difference.near_tie for difference in found.differences)
+
+
+def test_asked_again_nothing_is_loaded_and_nothing_changes(finished: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelShelf, "get", lambda *_: pytest.fail("a model was loaded"))
+    before = finished.layout.scores(NAME, "base").stat().st_mtime_ns
+    again = evaluate(finished)
+    assert again.status == "already done"
+    assert finished.layout.scores(NAME, "base").stat().st_mtime_ns == before
+    assert [scores["model"] for scores in again.figures["scores"]] == ["base", "adapter", "merged"]
+
+
+def test_score_judges_as_eval_does(finished: StageContext, tmp_path: Path) -> None:
+    path = finished.layout.predictions(NAME, "adapter")
+    score(path, task="gsm8k", protocol="plain", out=tmp_path)
+    rows, again = read_lines(path), read_lines(tmp_path / "predictions.jsonl")
+    judgements = [[(row["id"], row["extracted"], row["gold"], row["correct"]) for row in some] for some in (rows, again)]
+    assert judgements[0] == judgements[1]
+    assert json.loads((tmp_path / "scores.json").read_text())["metrics"] == scores_of(finished, "adapter")["metrics"]
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_completions_do_not_depend_on_the_batch_size(material: Path, tmp_path: Path, finished: StageContext, size: int) -> None:
+    context = context_of(material, tmp_path / "run", entries=[ENTRY | {"batch_size": size}])
+    evaluate(context, kinds=["base"])
+    rows, others = (read_lines(one.layout.predictions(NAME, "base")) for one in (context, finished))
+    texts = [{row["id"]: (row["completion"], row["stop_reason"]) for row in some} for some in (rows, others)]
+    assert texts[0] == texts[1]
+
+
+def test_the_batch_size_is_no_input(material: Path, tmp_path: Path, finished: StageContext) -> None:
+    context = copy_of(finished, tmp_path)
+    other = context_of(material, context.layout.root, entries=[ENTRY | {"batch_size": 3}])
+    assert evaluate(other, kinds=["base"]).status == "already done"
+
+
+def test_killed_and_resumed_gives_the_file_of_an_undisturbed_run(material: Path, tmp_path: Path) -> None:
+    entry = ENTRY | {"batch_size": 2}
+    whole = context_of(material, tmp_path / "whole", entries=[entry])
+    evaluate(whole, kinds=["base"])
+    context = context_of(material, tmp_path / "killed", entries=[entry])
+    path = context.layout.predictions(NAME, "base")
+    script = (
+        "import sys, time, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from tests.stages.test_evaluate import ENTRY, context_of, evaluate\n"
+        "from soka_cli.stages.completions import Completer\n"
+        "complete = Completer.complete\n"
+        "def slowly(self, prompts): time.sleep(0.2); return complete(self, prompts)\n"
+        "Completer.complete = slowly\n"
+        "evaluate(context_of(Path(sys.argv[1]), Path(sys.argv[2]), entries=[ENTRY | {'batch_size': 2}]), kinds=['base'])\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    arguments = [sys.executable, "-c", script, str(material), str(context.layout.root)]
+    with subprocess.Popen(arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while (not path.exists() or path.read_bytes().count(b"\n") < 4) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode() if process.stderr else ""
+    partial = path.read_bytes()
+    assert 0 < partial.count(b"\n") < ITEMS
+    path.write_bytes(partial[: partial.rindex(b"{") + 30])  # the kill fell into the last line of a batch
+    evaluate(context, kinds=["base"])
+    assert path.read_bytes() == whole.layout.predictions(NAME, "base").read_bytes()
+    assert any("cut off" in message for message in context.reporter.messages)
+    assert scores_of(context, "base")["metrics"] == scores_of(whole, "base")["metrics"]
+
+
+def test_a_higher_limit_asks_only_what_is_new(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    evaluate(context_of(material, run, entries=[ENTRY | {"limit": 5}]), kinds=["base"])
+    first = RunLayout(run).predictions(NAME, "base").read_bytes()
+    asked: list[int] = []
+    complete = Completer.complete
+    monkeypatch.setattr(Completer, "complete", lambda self, prompts: asked.append(len(prompts)) or complete(self, prompts))
+    evaluate(context_of(material, run), kinds=["base"])
+    rows = read_lines(RunLayout(run).predictions(NAME, "base"))
+    assert RunLayout(run).predictions(NAME, "base").read_bytes().startswith(first)
+    assert (sum(asked), len(rows), len({row["id"] for row in rows})) == (ITEMS - 5, ITEMS, ITEMS)
+
+
+def test_a_lower_limit_is_stale(material: Path, tmp_path: Path, finished: StageContext) -> None:
+    context = copy_of(finished, tmp_path)
+    assert "limit" in refused(context_of(material, context.layout.root, entries=[ENTRY | {"limit": 3}]), ExitCode.RUN, kinds=["base"])
+
+
+def test_another_adapter_is_stale_until_forced(material: Path, tmp_path: Path, finished: StageContext) -> None:
+    from safetensors.torch import load_file, save_file
+
+    context = copy_of(finished, tmp_path)
+    weights = context.layout.adapter / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
+    assert "adapter_sha256" in refused(context, ExitCode.RUN, kinds=["adapter"])
+    forced = StageContext(loaded=context.loaded, layout=context.layout, device="cpu", force=True)
+    assert evaluate(forced, kinds=["adapter"]).status == "done"
+    assert list(context.layout.set_aside.iterdir())
+
+
+def test_changed_data_is_stale(material: Path, tmp_path: Path, finished: StageContext) -> None:
+    context = copy_of(finished, tmp_path)
+    other = gsm8k_file(tmp_path, ITEMS - 1, "other.jsonl")
+    changed = context_of(material, context.layout.root, entries=[ENTRY | {"path": str(other)}])
+    assert "data_sha256" in refused(changed, ExitCode.RUN, kinds=["base"])
+
+
+def test_a_merged_model_of_another_adapter_is_stale(tmp_path: Path, finished: StageContext) -> None:
+    context = copy_of(finished, tmp_path)
+    record = StageRecord(status="done", started="2026-01-01T00:00:00Z", inputs={"adapter_sha256": "0" * 64}, inputs_sha256="0" * 64)
+    Manifest.read(context.layout.manifest).with_stage("merge", record).write(context.layout.manifest)
+    assert "soka merge" in refused(context, ExitCode.RUN, kinds=["merged"])
+
+
+@pytest.mark.parametrize("line", [b"not json\n", b"[1]\n", b'{"id": "3"}\n', b'{"a": NaN}\n'])
+def test_a_damaged_line_in_the_middle_is_named(material: Path, tmp_path: Path, finished: StageContext, line: bytes) -> None:
+    context = copy_of(finished, tmp_path)
+    path = context.layout.predictions(NAME, "base")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], line, *lines[4:]]))
+    assert "predictions.jsonl" in refused(context, ExitCode.RUN, kinds=["base"])
+    unfinish(context, "eval/gsm8k-plain-base")
+    message = refused(context, ExitCode.RUN, kinds=["base"])
+    assert "predictions.jsonl" in message
+    assert "line 4" in message
+
+
+def unfinish(context: StageContext, stage: str) -> None:
+    """Make the manifest say that the stage was killed."""
+    manifest = Manifest.read(context.layout.manifest)
+    record = manifest.stages[stage].model_copy(update={"status": "running", "outputs": ()})
+    manifest.with_stage(stage, record).write(context.layout.manifest)
+
+
+@pytest.mark.parametrize("change", [{"id": "99"}, {"prompt_sha256": "0" * 64}, {"sample": 1}, {"correct": {"strict": True}}])
+def test_rows_of_another_evaluation_are_refused(tmp_path: Path, finished: StageContext, change: dict[str, Any]) -> None:
+    context = copy_of(finished, tmp_path)
+    path = context.layout.predictions(NAME, "base")
+    rows = read_lines(path)
+    rows[2] |= change
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    unfinish(context, "eval/gsm8k-plain-base")
+    assert "line 3" in refused(context, ExitCode.RUN, kinds=["base"])
+
+
+def test_scores_cut_short_are_named(tmp_path: Path, finished: StageContext) -> None:
+    context = copy_of(finished, tmp_path)
+    path = context.layout.scores(NAME, "base")
+    path.write_text(path.read_text()[:-20])
+    assert "scores.json" in refused(context, ExitCode.RUN, kinds=["base"])
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_adapter_is_named(material: Path, tmp_path: Path, name: str) -> None:
+    layout = with_tuned(material, tmp_path / "run")
+    path = layout.adapter / name
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "adapter" in refused(context_of(material, tmp_path / "run"), ExitCode.RUN, kinds=["adapter"])
+    path.unlink()
+    assert name in refused(context_of(material, tmp_path / "run"), ExitCode.RUN, kinds=["adapter"], force=True)
+
+
+@pytest.mark.parametrize(("kind", "command"), [("adapter", "soka train"), ("merged", "soka merge")])
+def test_a_model_that_is_not_there_yet_names_the_stage_that_makes_it(material: Path, tmp_path: Path, kind: str, command: str) -> None:
+    assert command in refused(context_of(material, tmp_path / "run"), ExitCode.RUN, kinds=[kind])
+
+
+@pytest.mark.parametrize("task", ["math", "mbpp", "humaneval"])
+def test_a_task_that_is_not_there_is_refused_before_anything_is_loaded(
+    material: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_module, "ModelShelf", lambda *_: pytest.fail("models were looked at"))
+    context = context_of(material, tmp_path / "run", entries=[ENTRY, {"task": task, "path": "nowhere/at-all"}])
+    assert "gsm8k" in refused(context, ExitCode.USAGE)
+    assert not context.layout.root.exists()
+
+
+def test_missing_data_and_no_entry_are_refused(material: Path, tmp_path: Path) -> None:
+    refused(context_of(material, tmp_path / "run", entries=[ENTRY | {"path": str(tmp_path / "no.jsonl")}]), ExitCode.DATA)
+    context = context_of(material, tmp_path / "none")
+    recipe = context.recipe.model_copy(update={"eval": []})
+    loaded = type(context.loaded)(**vars(context.loaded) | {"recipe": recipe})
+    refused(StageContext(loaded=loaded, layout=context.layout), ExitCode.USAGE)
+
+
+def test_two_rows_of_one_id_are_refused(material: Path, tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"id": 1, "question": "q", "answer": "#### 1"}\n' * 2)
+    assert "id 1" in refused(context_of(material, tmp_path / "run", entries=[ENTRY | {"path": str(path)}]), ExitCode.DATA)
+
+
+def test_any_model_or_adapter_folder_can_be_judged(material: Path, tmp_path: Path, finished: StageContext) -> None:
+    for name, kind in (("merged", "merged"), ("adapter", "adapter")):
+        context = context_of(material, tmp_path / name)
+        outcome = evaluate(context, kinds=[], folder=material / name)
+        assert [scores["model"] for scores in outcome.figures["scores"]] == ["other"]
+        assert context.layout.predictions(NAME, "other").read_bytes() == finished.layout.predictions(NAME, kind).read_bytes()
+    refused(context_of(material, tmp_path / "empty"), ExitCode.ENVIRONMENT, folder=tmp_path)
+
+
+def test_protocols_are_asked_apart_and_shown_apart(material: Path, tmp_path: Path) -> None:
+    context = context_of(material, tmp_path / "run", entries=[ENTRY | {"limit": 2}, ENTRY | {"protocol": "pissa", "limit": 2}])
+    outcome = evaluate(context, show=1)
+    plain, pissa = outcome.figures["scores"]
+    assert plain["template_sha256"] != pissa["template_sha256"]
+    assert [table.title for table in outcome.tables if "protocol" in table.title] == [
+        "gsm8k-plain (task gsm8k, protocol plain)",
+        "gsm8k-pissa (task gsm8k, protocol pissa)",
+    ]
+    assert any("not public" in note for note in outcome.notes)
+    assert any("answers by" in table.title and table.rows for table in outcome.tables)
+
+
+def test_a_prompt_beyond_the_context_is_recorded_not_asked(material: Path, tmp_path: Path) -> None:
+    rows = [{"question": word * count, "answer": "#### 1"} for word, count in (("long ", 200), ("a", 480), ("short", 1))]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reporter = SilentReporter()
+    context = context_of(material, tmp_path / "run", entries=[ENTRY | {"path": str(path), "max_new_tokens": 40}], reporter=reporter)
+    evaluate(context, kinds=["base"])
+    by_id = {row["id"]: row for row in read_lines(context.layout.predictions(NAME, "base"))}
+    assert (by_id["0"]["stop_reason"], by_id["0"]["completion"]) == ("context", "")
+    assert by_id["1"]["stop_reason"] == "context"
+    assert by_id["1"]["tokens"] == 512 - 480 - len("Question: \nAnswer:") - 1  # the byte tokenizer's BOS
+    assert by_id["2"]["stop_reason"] == "length"
+    assert len(reporter.warnings) == 2
