@@ -112,7 +112,7 @@ def gsm8k_file(folder: Path, count: int = 24, name: str = "train.jsonl") -> Path
     return write_jsonl(folder / name, gsm8k_rows(count))
 
 
-def recipe_mapping(model: Path | str, data: Path | str, **sections: Any) -> dict[str, Any]:
+def recipe_mapping(model: Path | str, data: Path | str, /, **sections: Any) -> dict[str, Any]:
     """A recipe that trains for four steps in a second; `sections` are merged over its own, key by key.
 
     `recipe_mapping(model, data, train={"steps": 2}, adapter={"method": "lora", ...})`
@@ -133,3 +133,13 @@ def write_recipe(path: Path, mapping: dict[str, Any]) -> Path:
 
     path.write_text(yaml.safe_dump(mapping, sort_keys=False), encoding="utf-8")
     return path
+
+
+def stage_context(folder: Path, mapping: dict[str, Any], *, run: str = "run", **options: Any) -> Any:
+    """A StageContext on the CPU for a recipe written to `folder`, its run directory `folder/run`; `options` are the context's own."""
+    from soka_cli.recipe.load import load_recipe
+    from soka_cli.run.layout import RunLayout
+    from soka_cli.stages.context import StageContext
+
+    loaded = load_recipe(write_recipe(folder / f"{run}.yaml", mapping))
+    return StageContext(loaded, RunLayout(folder / run), **({"device": "cpu"} | options))
