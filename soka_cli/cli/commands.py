@@ -1,4 +1,7 @@
-"""The verbs: parse, call the stage, hand its outcome to the renderer. Stages are imported when they run."""
+"""The verbs: parse, call the stage, hand its outcome to the renderer.
+
+A stage, and torch with it, is imported after the recipe was read: a mistake in a recipe shows at once.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -48,45 +51,47 @@ def soka(
 )
 def plan(request: Request, reporter: "Reporter") -> "Outcome":
     """Say what a recipe will cost - parameters, steps, memory - without weights or network."""
+    context = request.context(reporter, last_run=True)
     from soka_cli.stages.plan import plan as stage
 
-    return stage(request.context(reporter, last_run=True))
+    return stage(context)
 
 
 @verb(app, "decompose", examples=("soka decompose -r gsm8k.yaml", "soka decompose -r gsm8k.yaml adapter.rank.tau=0.95 --force"))
 def decompose(request: Request, reporter: "Reporter") -> "Outcome":
     """Decompose the base's target weights into Kronecker terms and choose each module's rank."""
+    context = request.context(reporter)
     from soka_cli.stages.decompose import decompose as stage
 
-    return stage(request.context(reporter))
+    return stage(context)
 
 
 @verb(app, "train", examples=("soka train --recipe gsm8k.yaml", "soka train -r gsm8k.yaml train.lr=1e-3 train.steps=500"))
 def train(request: Request, reporter: "Reporter") -> "Outcome":
     """Train the adapter; goes on from the last checkpoint by itself."""
+    context = request.context(reporter)
     from soka_cli.stages.train import train as stage
 
-    return stage(request.context(reporter))
+    return stage(context)
 
 
-@verb(
-    app, "eval", examples=("soka eval", "soka eval -d runs/gsm8k --model adapter --show 5", "soka eval --model ./my-model eval.0.limit=100")
-)
+@verb(app, "eval", examples=("soka eval", "soka eval --model adapter --show 5", "soka eval --model ./my-model eval.0.limit=100"))
 def evaluate(
     request: Request,
     reporter: "Reporter",
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="base|adapter|merged|FOLDER", help="What to judge (default: all of the three that exist)."),
+        typer.Option("--model", metavar="base|adapter|merged|FOLDER", help="What to judge (default: all three that exist)."),
     ] = None,
     show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Show N wrong and N right answers.")] = 0,
 ) -> "Outcome":
     """Ask the benchmarks and judge the answers; goes on where it stopped."""
+    context = request.context(reporter, last_run=True)
     from soka_cli.stages.evaluate import evaluate as stage
 
     kinds = None if model is None else [model] if model in ("base", "adapter", "merged") else []
     folder = Path(model) if model is not None and not kinds else None
-    return stage(request.context(reporter, last_run=True), kinds=kinds, folder=folder, show=show)
+    return stage(context, kinds=kinds, folder=folder, show=show)
 
 
 @verb(
@@ -122,10 +127,11 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 256,
 ) -> "Outcome":
     """Answer a prompt with the base and the adapter side by side."""
+    context = request.context(reporter, last_run=True)
     from soka_cli.stages.generate import generate as stage
 
     prompts = prompt or [typer.get_text_stream("stdin").read().rstrip("\n")]
-    return stage(request.context(reporter, last_run=True), prompts=prompts, max_new_tokens=max_new_tokens)
+    return stage(context, prompts=prompts, max_new_tokens=max_new_tokens)
 
 
 @verb(app, "merge", examples=("soka merge", "soka merge -d runs/gsm8k --check weights"))
@@ -137,42 +143,47 @@ def merge(
     ] = "logits",
 ) -> "Outcome":
     """Write base plus adapter as an ordinary model folder, read back and compared."""
+    context = request.context(reporter, last_run=True)
     from soka_cli.stages.merge import merge as stage
 
-    return stage(request.context(reporter, last_run=True), check=check)
+    return stage(context, check=check)
 
 
 @verb(app, "report", examples=("soka report", "soka report -d runs/gsm8k"), without=("device",))
 def report(request: Request, reporter: "Reporter") -> "Outcome":
     """Draw the run as one HTML page, with Markdown and JSON twins."""
+    context = request.context(reporter, last_run=True)
     from soka_cli.stages.report import report as stage
 
-    return stage(request.context(reporter, last_run=True))
+    return stage(context)
 
 
 @verb(app, "run", examples=("soka run --recipe demo.yaml", "soka run -r gsm8k.yaml -d runs/gsm8k-seed1 seed=1"))
 def run(request: Request, reporter: "Reporter") -> "Outcome":
     """Do it all: decompose, train, eval, merge, eval of the merged model, report."""
+    context = request.context(reporter, last_run=True)
     from soka_cli.stages.run import run as stage
 
-    return stage(request.context(reporter, last_run=True))
+    return stage(context)
 
 
 @verb(app, "demo", examples=("soka demo", "soka demo train.steps=50"))
 def demo(request: Request, reporter: "Reporter") -> "Outcome":
     """The whole pipeline on the packaged small model, offline, in minutes."""
+    context = request.context(reporter, default_recipe="demo.yaml")
     from soka_cli.stages.demo import demo as stage
 
-    return stage(request.context(reporter, default_recipe="demo.yaml"))
+    return stage(context)
 
 
 @verb(app, "doctor", examples=("soka doctor", "soka doctor -r gsm8k.yaml --json"), without=("force",))
 def doctor(request: Request, reporter: "Reporter") -> "Outcome":
     """Say what this machine has and whether a recipe can run here."""
+    context = request.context(reporter)
     from soka_cli.stages.doctor import doctor as stage
 
     asked = request.recipe is not None or request.run is not None
-    return stage(request.context(reporter) if asked else None, device=request.device, offline=request.offline)
+    return stage(context if asked else None, device=request.device, offline=request.offline)
 
 
 @verb(
@@ -205,9 +216,9 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> "Outcome":
     """Remove stages that --force set aside, after asking."""
+    context = request.context(reporter, last_run=True)
     from soka_cli.stages.clean import clean as stage
 
-    context = request.context(reporter, last_run=True)
     found = stage(context, confirmed=False)
     if not found.figures["set_aside"] or not (
         yes or typer.confirm(f"remove {len(found.figures['set_aside'])} set-aside stages?", err=True)

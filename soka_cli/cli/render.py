@@ -85,7 +85,7 @@ def cell_text(cell: "Cell") -> str:
     """`1234567` -> `1,234,567`, `0.98500001` -> `0.985`, None -> `-`."""
     if cell is None:
         return "-"
-    if isinstance(cell, bool) or isinstance(cell, str):
+    if isinstance(cell, bool | str):
         return str(cell)
     if isinstance(cell, int):
         return f"{cell:,}"

@@ -44,18 +44,18 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"soka {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["trian"],
-        ["train", "--recipy", "x"],
-        ["eval", "--show", "many"],
-        ["score", "file.jsonl"],
-        ["train"],
-        ["recipes", "show"],
-        ["merge", "--check", "x"],
-    ],
-)
+MISTAKES = [
+    ["trian"],
+    ["train", "--recipy", "x"],
+    ["eval", "--show", "many"],
+    ["score", "file.jsonl"],
+    ["train"],
+    ["recipes", "show"],
+    ["merge", "--check", "x"],
+]
+
+
+@pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistaken_command_line_exits_with_2(words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.chdir(str(tmp_path))
     assert main(words) == ExitCode.USAGE
