@@ -1,6 +1,6 @@
 """A base model without weights: its modules' names, types and sizes on the meta device, and what an adapter would target."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,12 +108,14 @@ def targets(model: PreTrainedModel, target_modules: Sequence[str] | str) -> dict
             hint=f"name linear modules: {', '.join(linear_kinds(model))}; or all-linear",
             exit_code=ExitCode.USAGE,
         )
-    shared = ties(model) | {kept: name for name, kept in ties(model).items()}
-    return {name: _target(name, module, shared.get(f"{name}.weight")) for name, module in matched.items()}
+    return {name: target(model, name) for name in matched}
 
 
-def _target(name: str, module: nn.Module, tied_to: str | None) -> Target:
-    weight = f"{name}.weight"
+def target(model: PreTrainedModel, name: str) -> Target:
+    """What is known of one linear module of the model."""
+    module, weight = model.get_submodule(name), f"{name}.weight"
+    shared = ties(model) | {kept: other for other, kept in ties(model).items()}
+    tied_to = shared.get(weight)
     if isinstance(module, Conv1D):
         in_features, out_features = module.weight.shape
         return Target(name, weight, out_features, in_features, transposed=True, tied_to=tied_to)
@@ -138,6 +140,19 @@ def _nothing_matches(model: PreTrainedModel, target_modules: Sequence[str] | str
         hint=f"adapter.target_modules='[{', '.join(kinds[:2])}]', or adapter.target_modules=all-linear",
         exit_code=ExitCode.USAGE,
     )
+
+
+def refuse_tied(wanted: Iterable[Target]) -> None:
+    """A weight that the embedding shares cannot be adapted alone: merging would change the embedding with it. Exit 2."""
+    for target in wanted:
+        if target.tied_to is not None:
+            raise SokaError(
+                f"{target.name} shares its weight with {target.tied_to}, so it cannot be adapted alone",
+                where="adapter.target_modules",
+                why="the base model ties the two; a merged model could not hold both values",
+                hint=f"leave {target.kind} out of adapter.target_modules",
+                exit_code=ExitCode.USAGE,
+            )
 
 
 def stored_names(model: PreTrainedModel, checkpoint: Checkpoint, wanted: Sequence[Target]) -> dict[str, str]:

@@ -1,0 +1,147 @@
+"""Stage decompose: the leading Kronecker terms of every target weight, straight from the checkpoint's files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from soka_cli.recipe.resolved import to_mapping, to_yaml
+from soka_cli.run.stage import open_stage
+from soka_cli.run.write import damaged, read_json, remove
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.outcome import Cell, Outcome, Table
+
+Record = dict[str, Any]
+
+COLUMNS = ("modules", "count", "weight", "terms", "energy kept", "decided by", "parameters", "LoRA, same rank")
+FIELDS = ("kind", "modules", "weight", "rank", "energy_kept", "bound_by", "parameters", "lora_parameters")
+
+
+def decompose(context: StageContext) -> Outcome:
+    """Write decompose/ (factors, spectra, layers.json) for method soka; other methods have nothing to decompose.
+
+    A killed run goes on with the modules that it has not finished. Weights are read one at a time.
+
+    Raises:
+        SokaError: exit 2 (targets, shapes), 3 (base model, weights that are not finite), 5 (run directory), 6 (disk, memory).
+    """
+    method = context.recipe.adapter.method
+    if method != "soka":
+        note = f"method {method} starts without a decomposition; there is nothing to do"
+        return Outcome("decompose", "done", context.layout.root, {"method": method}, notes=(note,), next_commands=(train_command(context),))
+    from soka_cli.models.base import pick_device
+    from soka_cli.models.checkpoint import Checkpoint
+    from soka_cli.models.snapshot import snapshot
+    from soka_cli.stages.decomposition import decompose_modules
+
+    device = pick_device(context.device)
+    section = context.recipe.model
+    checkpoint = Checkpoint(snapshot(section.name, revision=section.revision, offline=context.offline))
+    layout = context.layout
+    with open_stage(
+        layout,
+        "decompose",
+        decompose_inputs(context, checkpoint.digest),
+        recipe_yaml=to_yaml(context.recipe),
+        source_text=context.loaded.source_text,
+        command=context.command,
+        force=context.force,
+        folders=[layout.decompose],
+        reporter=context.reporter,
+    ) as stage:
+        if stage.done:
+            return outcome(context, "already done")
+        if context.force:
+            remove(layout.decompose_parts)
+        decompose_modules(context, checkpoint, stage.inputs, device)
+        stage.finish([layout.decompose], {"device": device})
+        remove(layout.decompose_parts)
+    return outcome(context, "done")
+
+
+def decompose_inputs(context: StageContext, base: str) -> dict[str, Any]:
+    """What the factors depend on. The base counts by its content (`Checkpoint.digest`), not by where it lies, so that a run
+    directory can be moved to a machine that keeps the model elsewhere."""
+    recipe = to_mapping(context.recipe)
+    model = {name: value for name, value in recipe["model"].items() if name not in ("name", "revision")}
+    return {"model": model, "base": base, "adapter": recipe["adapter"], "seed": recipe["seed"]}
+
+
+def train_command(context: StageContext) -> str:
+    return f"soka train --run {context.layout.root}"
+
+
+def read_layers(path: Path) -> Record:
+    """layers.json. Exit 5 where it lacks what the contract names."""
+    layers = read_json(path)
+    if not isinstance(layers, dict) or not isinstance(layers.get("modules"), list) or not isinstance(layers.get("totals"), dict):
+        raise damaged(path, "it has no modules and totals")
+    return layers
+
+
+def outcome(context: StageContext, status: Any) -> Outcome:
+    """Figures and tables, read back from what was written."""
+    layers = read_layers(context.layout.layers)
+    modules, totals = layers["modules"], layers["totals"]
+    kinds = {name: [one for one in modules if kind_of(one) == name] for name in dict.fromkeys(map(kind_of, modules))}
+    rows = [kind_row(name, members) for name, members in kinds.items()]
+    rows.append(kind_row("all", modules))
+    unresolved = [one["name"] for one in modules if one["rank_bound_by"] == "unresolved"]
+    figures = {
+        "modules": totals["modules"],
+        "components": totals["components"],
+        "parameters": totals["parameters"],
+        "lora_parameters": lora_parameters(modules),
+        "seconds": totals["seconds"],
+        "energy_kept": energy_kept(modules),
+        "rank": {"min": min(one["rank"] for one in modules), "max": max(one["rank"] for one in modules)},
+        "bound_by": count(one["rank_bound_by"] for one in modules),
+        "unresolved": unresolved,
+        "kinds": [dict(zip(FIELDS, row, strict=True)) for row in rows[:-1]],
+    }
+    notes = [f"{totals['parameters']:,} trainable parameters in {totals['components']} terms of {totals['modules']} modules"]
+    if status == "already done":
+        notes.insert(0, "decompose: nothing to do, the factors of these inputs are there")
+    if unresolved:
+        notes.append(f"{len(unresolved)} ranks hang on singular values closer than their error bounds; the smaller was taken")
+    table = Table("Terms taken from the base weights", COLUMNS, tuple(rows))
+    return Outcome("decompose", status, context.layout.root, figures, (table,), tuple(notes), (train_command(context),))
+
+
+def kind_of(module: Record) -> str:
+    """q_proj of model.layers.3.self_attn.q_proj."""
+    return str(module["name"]).rpartition(".")[2]
+
+
+def kind_row(kind: str, members: Sequence[Record]) -> tuple[Cell, ...]:
+    ranks = [one["rank"] for one in members]
+    sizes = {f"{one['out_features']}x{one['in_features']} = {one['m']}x{one['n']} (x) {one['p']}x{one['q']}" for one in members}
+    decided = count(one["rank_bound_by"] for one in members)
+    return (
+        kind,
+        len(members),
+        sizes.pop() if len(sizes) == 1 else f"{len(sizes)} sizes",
+        str(ranks[0]) if min(ranks) == max(ranks) else f"{min(ranks)}-{max(ranks)}",
+        energy_kept(members),
+        ", ".join(f"{name} {number}" for name, number in decided.items()),
+        sum(one["parameters"] for one in members),
+        lora_parameters(members),
+    )
+
+
+def energy_kept(members: Sequence[Record]) -> float:
+    """Share of the weights' energy that the terms hold, all weights together."""
+    total = sum(one["total_energy"] for one in members)
+    return sum(one["energy_kept"] * one["total_energy"] for one in members) / total if total else 1.0
+
+
+def lora_parameters(members: Sequence[Record]) -> int:
+    """What LoRA trains at the same rank in each module: r (out + in)."""
+    return sum(one["rank"] * (one["out_features"] + one["in_features"]) for one in members)
+
+
+def count(names: Any) -> dict[str, int]:
+    """How often each occurs, the most frequent first."""
+    found: dict[str, int] = {}
+    for name in names:
+        found[name] = found.get(name, 0) + 1
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

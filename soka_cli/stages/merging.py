@@ -1,0 +1,133 @@
+"""The work of stage merge: copies of the base's shards with W + K(theta) - K(theta0) written over the adapted weights."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint
+from soka_cli.models.skeleton import refuse_tied, skeleton, stored_names, target
+from soka_cli.run.reporter import ProgressTask
+from soka_cli.stages.deltas import Deltas
+
+NOT_CARRIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".lock"}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A base checkpoint, what an adapter adds, and which stored tensor each module's weight is."""
+
+    base: Checkpoint
+    deltas: Deltas
+    stored: Mapping[str, str]  # tensor in the checkpoint -> module
+
+    @classmethod
+    def of(cls, base: Checkpoint, adapter: Path) -> "Merge":
+        """Raises SokaError: exit 5 where adapter and base do not fit, exit 2 for a weight tied to the embedding."""
+        deltas = Deltas(adapter, base.folder)
+        empty = skeleton(base.folder)
+        wanted = [target(empty, name) for name in deltas.modules]
+        refuse_tied(wanted)
+        return cls(base, deltas, {stored: module for module, stored in stored_names(empty, base, wanted).items()})
+
+    @property
+    def dtype(self) -> str:
+        """The adapted weights' type in the checkpoint, e.g. bfloat16; several are joined by a comma."""
+        return ",".join(sorted({str(self.base.dtype(name)).removeprefix("torch.") for name in self.stored}))
+
+    def exact(self, name: str) -> Tensor:
+        """W + K(theta) - K(theta0) in fp32 (fp64 where W is), laid out as stored."""
+        weight = self.base.tensor(name)
+        delta = self.deltas.delta(self.stored[name])
+        if delta.shape != weight.shape:
+            raise _unmergeable(name, f"the adapter adds {tuple(delta.shape)} to a weight of {tuple(weight.shape)}")
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        # Where nothing is added the weight keeps its bits: -0.0 + 0.0 would be 0.0.
+        return torch.where(delta == 0, wide, wide + delta)
+
+    def merged(self, name: str) -> tuple[Tensor, Tensor]:
+        """The exact value and its one rounding to the checkpoint's type. Exit 8 where a value does not fit the type."""
+        exact = self.exact(name)
+        rounded = exact.to(self.base.dtype(name))
+        if not bool(torch.isfinite(rounded).all()):
+            index = tuple((~torch.isfinite(rounded)).nonzero()[0].tolist())
+            raise _unmergeable(name, f"the merged value {exact[index].item():g} at {index} has no place in {str(rounded.dtype)[6:]}")
+        return exact, rounded
+
+
+def _unmergeable(name: str, why: str) -> SokaError:
+    return SokaError(
+        "the merged model would be wrong, so none is written",
+        where=f"tensor {name}",
+        why=why,
+        hint="look at the training's loss and gradient norm (soka report); train again with a smaller train.lr",
+        exit_code=ExitCode.CHECK,
+    )
+
+
+def carried_files(base: Checkpoint) -> list[Path]:
+    """What goes into the merged folder unchanged: config, tokenizer, generation settings, licences; no weights."""
+    names = {path for path in base.folder.iterdir() if path.is_file() and path.suffix not in NOT_CARRIED and not path.name.startswith(".")}
+    sharded = base.shards[0].name != WEIGHTS_FILE
+    return sorted(path for path in names if not path.name.endswith(".index.json") or (sharded and path.name == INDEX_FILE))
+
+
+def needed_bytes(base: Checkpoint) -> int:
+    """Room that the merged folder takes."""
+    return base.bytes + sum(path.stat().st_size for path in carried_files(base))
+
+
+def write_model(merge: Merge, folder: Path, task: ProgressTask) -> None:
+    """Fill an empty folder: the base's files, shard by shard, with the adapted weights written over."""
+    for path in carried_files(merge.base):
+        shutil.copyfile(path, folder / path.name)
+    for shard in merge.base.shards:
+        shutil.copyfile(shard, folder / shard.name)
+    for name in merge.stored:
+        entry = merge.base.entry(name)
+        _, rounded = merge.merged(name)
+        with (folder / entry.shard).open("r+b") as file:
+            file.seek(entry.start)
+            file.write(_bytes(rounded))
+        task.advance(1, tensor=name)
+
+
+def read_back(merge: Merge, folder: Path, task: ProgressTask) -> float:
+    """Compare what lies on the disk with what should: the largest |stored - exact| over all adapted weights.
+
+    Raises:
+        SokaError: exit 8, naming the tensor, where an adapted weight is not the exact value rounded once, or another one
+            is not the base's, bit for bit.
+    """
+    written = Checkpoint(folder)
+    error = 0.0
+    for name in merge.base.names:
+        stored = written.tensor(name)
+        if name not in merge.stored:
+            if _bytes(stored) != _bytes(merge.base.tensor(name)):
+                raise _misread(name, "the adapter does not touch it, and it is not the base's")
+            continue
+        exact, rounded = merge.merged(name)
+        if _bytes(stored) != _bytes(rounded):
+            raise _misread(name, "it is not W + K(theta) - K(theta0) rounded once")
+        error = max(error, float((stored.to(exact.dtype) - exact).abs().max()))
+        task.advance(1, tensor=name)
+    return error
+
+
+def _misread(name: str, why: str) -> SokaError:
+    return SokaError(
+        "the merged model on the disk is not what was written",
+        where=f"tensor {name}",
+        why=why,
+        hint="check the disk, then give the same command again",
+        exit_code=ExitCode.CHECK,
+    )
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,153 @@
+"""Whether two models answer alike: the same prompts through both, in fp32, logits compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+import soka_cli.adapter  # noqa: F401 - registers SoKA with PEFT
+from soka_cli.data.encode import encode_prompt
+from soka_cli.data.load import load_rows
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.base import load_base, load_folder, load_tokenizer
+from soka_cli.stages.context import StageContext
+from soka_cli.tasks.base import task_named
+from soka_cli.tasks.protocol import protocol_named
+from soka_cli.tasks.template import render_example
+
+PROMPTS = 4
+LONGEST = 256  # tokens of a prompt that are compared
+ROUNDINGS = 20  # one rounding of every weight, grown through the layers; measured models stay below 5
+ARITHMETIC = 1e-4  # W x + (K - K0) x against (W + K - K0) x in fp32
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two models' logits lie apart, over `positions` tokens.
+
+    `tolerance` is absolute: the share that `tolerated_share` gives, of the largest logit.
+    """
+
+    max_abs_logit_error: float
+    top1_agreement: float
+    tolerance: float
+    positions: int
+
+
+def tolerated_share(dtype: str) -> float:
+    """Largest logit difference that is let pass, as a share of the largest logit: 20 units in the last place of the stored type
+    (0.16 for bfloat16, 0.02 for float16), at least 1e-4 (float32)."""
+    return max([ARITHMETIC, *(ROUNDINGS * torch.finfo(getattr(torch, name)).eps for name in dtype.split(","))])
+
+
+def require_memory(parameters: int, device: str) -> None:
+    """Refuse early (exit 6) where one copy of the model in fp32, 4 bytes a parameter, does not fit on the device."""
+    needed = 4 * parameters
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else available_memory()
+    if free is not None and free < needed:
+        raise SokaError(
+            f"comparing logits needs {needed} bytes of memory for the model in fp32, {free} are free",
+            where=device,
+            hint="soka merge --check weights compares the stored weights alone; or take another --device",
+            exit_code=ExitCode.RESOURCES,
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that a new process may take without swapping; None where the system does not say (no Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def compare(context: StageContext, merged: Path, dtype: str, device: str) -> Parity:
+    """Base with adapter against the merged folder, one after the other, both in fp32.
+
+    Raises:
+        SokaError: exit 8, where the largest difference is above the tolerance.
+    """
+    section = context.recipe.model.model_copy(update={"dtype": "float32"})
+    prompts = parity_prompts(context)
+    with context.reporter.task("compare logits", total=2, unit="models") as task:
+        adapted = PeftModel.from_pretrained(load_base(section, device=device, offline=context.offline), str(context.layout.adapter)).eval()
+        expected = logits(adapted, prompts, device)
+        del adapted
+        task.advance(1, model="adapter")
+        found = logits(load_folder(merged, dtype="float32", device=device), prompts, device)
+        task.advance(1, model="merged")
+    parity = judged(expected, found, tolerated_share(dtype))
+    if not parity.max_abs_logit_error <= parity.tolerance:
+        raise SokaError(
+            "the merged model does not answer as base and adapter do",
+            where=f"{parity.positions} positions of {len(prompts)} prompts",
+            why=f"the logits differ by {parity.max_abs_logit_error:.3g}, {parity.tolerance:.3g} is tolerated for {dtype}; "
+            f"the first choice agrees at {parity.top1_agreement:.1%}",
+            hint="the adapter may belong to another base; train again (soka train --force), or merge with --check weights to look at it",
+            exit_code=ExitCode.CHECK,
+        )
+    return parity
+
+
+def judged(expected: Sequence[Tensor], found: Sequence[Tensor], share: float) -> Parity:
+    """The figures of two models' logits, [tokens, vocabulary] a prompt."""
+    error = max(float((one - other).abs().max()) for one, other in zip(expected, found, strict=True))
+    agree = [one.argmax(-1) == other.argmax(-1) for one, other in zip(expected, found, strict=True)]
+    same = torch.cat(agree)
+    largest = max(float(one.abs().max()) for one in expected)
+    return Parity(error, float(same.double().mean()), share * largest, len(same))
+
+
+@torch.no_grad()
+def logits(model: Any, prompts: Sequence[Sequence[int]], device: str) -> list[Tensor]:
+    """fp32 logits on the CPU, [tokens, vocabulary] for each prompt, one prompt at a time so that padding plays no part."""
+    found = []
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)], device=device)
+        inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+        found.append(model(**inputs).logits[0].float().cpu())  # (tokens, vocabulary)
+    return found
+
+
+def parity_prompts(context: StageContext) -> list[list[int]]:
+    """A few prompts of the recipe: of its first benchmark that can be had, else its training rows, else the first token ids."""
+    try:
+        tokenizer = load_tokenizer(context.recipe.model, offline=context.offline)
+        texts = _prompt_texts(context)
+        found = [encode_prompt(tokenizer, text)[:LONGEST] for text in texts]
+    except SokaError as error:
+        context.reporter.say(f"merge: compared on token ids 0 to 31 ({error.what})")
+        found = []
+    return [ids for ids in found if ids] or [list(range(32))]
+
+
+def _prompt_texts(context: StageContext) -> list[str]:
+    recipe = context.recipe
+    for entry in recipe.eval:
+        try:
+            task, template = task_named(entry.task), protocol_named(entry.protocol).template
+            rows = load_rows(
+                entry.path, revision=entry.revision, config=entry.config, split=entry.split, rows=PROMPTS, offline=context.offline
+            )
+        except SokaError:
+            continue  # a benchmark that is not there yet, or data that cannot be had here
+        return [render_example(template, task.example(row, index))[0] for index, row in enumerate(rows)]
+    source = recipe.data.train
+    rows = load_rows(
+        source.path,
+        revision=source.revision,
+        config=source.config,
+        split=source.split,
+        rows=PROMPTS,
+        filter=source.filter,
+        offline=context.offline,
+    )
+    if source.task is None:
+        return [str(row.get(str(source.prompt), "")) for row in rows]
+    task = task_named(source.task)
+    return [render_example("plain", task.example(row, index))[0] for index, row in enumerate(rows)]
