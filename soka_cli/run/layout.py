@@ -83,6 +83,11 @@ class RunLayout:
         return self.train / "adapter"
 
     @property
+    def adapter_weights(self) -> Path:
+        """The file inside the adapter's folder, by PEFT's name."""
+        return self.adapter / "adapter_model.safetensors"
+
+    @property
     def full_model(self) -> Path:
         return self.train / "model"
 

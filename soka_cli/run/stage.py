@@ -111,7 +111,7 @@ def open_stage(
         inputs: JSON values that the result depends on; kept whole in the manifest.
         recipe_yaml, source_text: the resolved recipe and the user's own text.
         command: what the user typed, for the manifest and the lock.
-        force: set an earlier run aside unless it is done, intact and of the same inputs.
+        force: set an earlier run aside unless it is done, intact, and of the same inputs or extended by them.
         folders: what belongs to the stage; moved to `.old/<stage>-<UTC>/` when set aside.
         extends: whether new inputs only ask for more of the same (`extends(old, new)`); then the stage is resumable.
 
@@ -156,7 +156,7 @@ def judge(stage: Stage, folders: Sequence[Path], extends: Extends | None, *, for
     refusal = obstacle(stage, folders, extends)
     if refusal is not None and not force:
         raise refusal
-    unfinished = stage.record is not None and not stage.done
+    unfinished = stage.record is not None and stage.record.status != "done"
     if not force or (refusal is None and not unfinished):
         return
     moved = set_aside(stage.layout, stage.name, folders, stage.record)

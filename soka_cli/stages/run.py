@@ -38,7 +38,7 @@ def run(context: StageContext) -> Outcome:
         if asked:
             outcomes += [evaluate(context, ["base"]), evaluate(after, ["adapter"])]
         outcomes.append(merge(after))
-        if asked:
+        if asked and context.layout.merged_model.is_dir():  # method full leaves nothing to merge
             outcomes.append(evaluate(after, ["merged"]))
         outcomes.append(report(after))
     return outcome(context, outcomes)
@@ -53,7 +53,7 @@ def outcome(context: StageContext, outcomes: list[Outcome]) -> Outcome:
     """The scores side by side, and where to look."""
     layout = context.layout
     scores = read_scores(context)
-    agreement = next((one.figures["agreement"] for one in reversed(outcomes) if "agreement" in one.figures), {})
+    agreement: dict[str, Any] = next((one.figures["agreement"] for one in reversed(outcomes) if "agreement" in one.figures), {})
     done_before = all(one.status == "already done" for one in outcomes)
     return Outcome(
         stage="run",

@@ -150,6 +150,12 @@ def test_more_of_the_same_is_an_extension(layout: RunLayout) -> None:
     refused(lambda: do_stage(layout, INPUTS, extends=more_steps))
 
 
+def test_force_does_not_throw_away_what_may_be_extended(layout: RunLayout) -> None:
+    do_stage(layout)
+    assert do_stage(layout, LONGER, extends=lambda old, new: True, force=True).resumable
+    assert not layout.set_aside.exists()
+
+
 @pytest.mark.parametrize("damage", ["missing", "shorter", "same size", "a folder"])
 def test_a_damaged_output_is_exit_5_naming_the_file_and_force_does_the_stage_again(layout: RunLayout, damage: str) -> None:
     do_stage(layout)

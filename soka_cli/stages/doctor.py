@@ -1,0 +1,261 @@
+"""What this machine has, and whether a recipe can run on it."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.recipe.places import locate
+from soka_cli.run.environment import describe_environment, memory_bytes, processors
+from soka_cli.run.resources import existing_parent, free_bytes
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.installed import Package, packages, python_problem
+from soka_cli.stages.outcome import Outcome, Table
+
+GIGABYTE = 10**9
+LITTLE_DISK = 5 * GIGABYTE  # a 7B model's adapter checkpoints fit; the model itself and a merged copy need 13.5 GB each
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `fail` keeps a recipe from running here, `warn` may slow or stop it later."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    hint: str = ""
+
+
+def doctor(context: StageContext | None = None, *, device: str = "auto", offline: bool = False) -> Outcome:
+    """Look at packages, device, memory, disk and caches; with a recipe also at its model, data and benchmarks.
+
+    Args:
+        context: a recipe to judge, None for the machine alone.
+        device: auto, cpu or cuda[:k].
+        offline: whether what lies on the Hub alone counts as missing.
+
+    Raises:
+        SokaError: exit 3, a recipe was given and cannot run here; `why` lists all that stands against it.
+    """
+    found = packages()
+    checks = [*machine_checks(found, device), *(recipe_checks(context, offline) if context is not None else ())]
+    failed = [check for check in checks if check.status == "fail"]
+    if context is not None and failed:
+        raise SokaError(
+            f"Recipe {context.loaded.name} cannot run here.",
+            where=str(context.loaded.path or context.loaded.name),
+            why="\n".join(f"{check.name}: {check.detail}" for check in failed),
+            hint="\n".join(dict.fromkeys(check.hint for check in failed if check.hint)),
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+    return Outcome(
+        stage="doctor",
+        status="done",
+        run=None,
+        figures={
+            "checks": [asdict(check) for check in checks],
+            "packages": [asdict(package) for package in found],
+            "environment": describe_environment(),
+        },
+        tables=(
+            Table("Checks", ("", "what", "found"), tuple((check.status, check.name, check.detail) for check in checks)),
+            Table("Packages", ("package", "installed", "tested", "allowed", "for"), tuple(map(package_row, found))),
+        ),
+        notes=tuple(f"{check.name}: {check.hint}" for check in checks if check.status != "ok" and check.hint),
+        next_commands=() if failed else ("soka demo",) if context is None else (f"soka plan --recipe {context.loaded.name}",),
+    )
+
+
+def package_row(package: Package) -> tuple[str | None, ...]:
+    return package.name, package.installed, package.tested, package.allowed, package.extra or "everything"
+
+
+def machine_checks(found: Iterable[Package], device: str) -> list[Check]:
+    """What does not depend on a recipe."""
+    return [
+        package_check(list(found)),
+        optional_check(list(found)),
+        device_check(device),
+        memory_check(),
+        disk_check(Path("runs")),
+        *cache_checks(),
+    ]
+
+
+def package_check(found: list[Package]) -> Check:
+    """Needed packages: present, in a version that is allowed, and in the one that the tests ran with."""
+    problems = [f"{package.name}: {package.problem}" for package in found if package.problem and not package.extra]
+    if problem := python_problem():
+        problems.append(problem)
+    if not found:
+        problems.append("soka-cli is not installed as a package, so its requirements are unknown")
+    if problems:
+        return Check("packages", "fail", "; ".join(problems), "make install, or pip install --force-reinstall soka-cli")
+    untested = [f"{package.name} {package.installed} (tested {package.tested})" for package in found if package.untested]
+    if untested:
+        return Check(
+            "packages", "warn", f"allowed, but not the versions of the tests: {', '.join(untested)}",
+            "pip install --constraint constraints.txt soka-cli takes the tested ones",
+        )  # fmt: skip
+    return Check("packages", "ok", f"all {sum(not package.extra for package in found)} are installed in versions that are allowed")
+
+
+def optional_check(found: list[Package]) -> Check:
+    """Extras: what is there, what is not, and which are of a version that does not fit."""
+    optional = [package for package in found if package.extra]
+    problems = [f"{package.name}: {package.problem}" for package in optional if package.problem]
+    if problems:
+        return Check("optional packages", "warn", "; ".join(problems), f"pip install --upgrade 'soka-cli[{optional[0].extra}]'")
+    there = ", ".join(package.name for package in optional if package.installed) or "none"
+    absent = ", ".join(f"{package.name} ({package.extra})" for package in optional if not package.installed)
+    return Check("optional packages", "ok", f"installed: {there}" + (f"; not installed: {absent}" if absent else ""))
+
+
+def find_device(choice: str) -> str:
+    from soka_cli.models.base import pick_device
+
+    return pick_device(choice)
+
+
+def device_check(device: str) -> Check:
+    """The device that stages would take, and what it has."""
+    chosen = attempt("device", lambda: find_device(device))
+    if isinstance(chosen, Check):
+        return chosen
+    import torch
+
+    if chosen == "cpu":
+        threads = torch.get_num_threads()
+        detail = f"cpu, {processors()} cores, {threads} threads, torch {torch.__version__}"
+        if threads > processors():
+            return Check("device", "warn", detail, f"more threads than cores slow everything down: export OMP_NUM_THREADS={processors()}")
+        return Check("device", "ok", detail)
+    free, total = torch.cuda.mem_get_info(chosen)
+    memory = f"{free / GIGABYTE:.1f} of {total / GIGABYTE:.1f} GB free"
+    detail = f"{chosen}, {torch.cuda.get_device_name(chosen)}, {memory}, torch {torch.__version__}"
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Check("device", "warn", f"{detail}, no bfloat16", "set train.precision=fp32 and model.dtype=float16")
+    return Check("device", "ok", detail)
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that may be had without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    sizes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(sizes[0]) * 1024 if sizes else None
+
+
+def memory_check() -> Check:
+    available = available_memory()
+    detail = f"{memory_bytes() / GIGABYTE:.1f} GB" + (f", {available / GIGABYTE:.1f} GB of it available" if available is not None else "")
+    if available is not None and available < GIGABYTE:
+        return Check("memory", "warn", detail, "close other programs; the demo alone takes 1 GB")
+    return Check("memory", "ok", detail)
+
+
+def disk_check(folder: Path) -> Check:
+    """Free space where run directories lie."""
+    free = free_bytes(folder)
+    detail = f"{free / GIGABYTE:.1f} GB free for {folder}/"
+    return Check("disk", "ok", detail) if free >= LITTLE_DISK else Check("disk", "warn", detail, "soka clean removes set-aside stages")
+
+
+def cache_folders() -> dict[str, tuple[Path, str]]:
+    """Folders that the libraries write to, and the variable that moves each."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    return {
+        "model cache": (Path(huggingface_hub.constants.HF_HUB_CACHE), "HF_HOME"),
+        "data cache": (Path(datasets.config.HF_DATASETS_CACHE), "HF_HOME"),
+        "temporary files": (Path(tempfile.gettempdir()), "TMPDIR"),
+    }
+
+
+def cache_checks() -> list[Check]:
+    folders = attempt("caches", cache_folders)
+    if isinstance(folders, Check):
+        return [folders]
+    return [cache_check(name, folder, variable) for name, (folder, variable) in folders.items()]
+
+
+def cache_check(name: str, folder: Path, variable: str) -> Check:
+    if os.access(existing_parent(folder), os.W_OK | os.X_OK):
+        return Check(name, "ok", f"{folder}, {free_bytes(folder) / GIGABYTE:.1f} GB free")
+    return Check(name, "warn", f"{folder} cannot be written", f"point it at a folder of yours: export {variable}=FOLDER")
+
+
+def recipe_checks(context: StageContext, offline: bool) -> list[Check]:
+    """Whether the recipe's model, data and benchmarks can be had here."""
+    recipe = context.recipe
+    sources = [("data.train.path", recipe.data.train.path)]
+    if recipe.data.validation is not None and recipe.data.validation.path is not None:
+        sources.append(("data.validation.path", recipe.data.validation.path))
+    sources += [(f"eval.{number}.path", entry.path) for number, entry in enumerate(recipe.eval)]
+    return [
+        model_check(context, offline),
+        *(source_check(name, path, offline) for name, path in sources),
+        *(task_check(number, entry.task) for number, entry in enumerate(recipe.eval)),
+    ]
+
+
+def model_check(context: StageContext, offline: bool) -> Check:
+    """The base model: whole on this machine, else within reach. A gated or missing one shows by its small files."""
+    from soka_cli.models.snapshot import snapshot
+
+    section = context.recipe.model
+    here = attempt("model", lambda: snapshot(section.name, revision=section.revision, offline=True))
+    if isinstance(here, Check):
+        if offline:
+            return here
+        reached = attempt("model", lambda: snapshot(section.name, revision=section.revision, offline=False, weights=False))
+        if isinstance(reached, Check):
+            return reached
+        return Check("model", "warn", f"{section.name} is not here yet; the first stage downloads it", f"hf download {section.name}")
+    weights = sum(path.stat().st_size for path in here.glob("*.safetensors"))
+    available = available_memory()
+    detail = f"{section.name}, {weights / GIGABYTE:.2f} GB of weights on this machine"
+    if available is not None and weights > available:
+        return Check("model", "warn", f"{detail}, more than the main memory that is available", "it may still fit on a GPU: see soka plan")
+    return Check("model", "ok", detail)
+
+
+def attempt(name: str, look: Callable[[], Any]) -> Any:
+    """What `look` finds, or its error as a failed check."""
+    try:
+        return look()
+    except SokaError as error:
+        return Check(name, "fail", ": ".join(part for part in (error.what.rstrip("."), error.why) if part), error.hint)
+    except ImportError as error:
+        return Check(name, "fail", str(error), "make install, or pip install --force-reinstall soka-cli")
+
+
+def source_check(name: str, path: str, offline: bool) -> Check:
+    """A data file that is here, or a data set of the Hub."""
+    place = attempt(name, lambda: locate(path))
+    if isinstance(place, Check):
+        return place
+    if isinstance(place, Path):
+        return Check(name, "ok", f"{path} is here")
+    if Path(path).is_absolute() or Path(path).suffix:
+        return Check(name, "fail", f"there is no file {path}", f"put the file there, or name another one: {name}=FILE")
+    if offline:
+        hint = f"hf download --repo-type dataset {path}, where there is a network"
+        return Check(name, "warn", f"{path} is a data set of the Hub: offline it has to be in the data cache", hint)
+    return Check(name, "ok", f"{path} is a data set of the Hub")
+
+
+def task_check(number: int, task: str) -> Check:
+    from soka_cli.tasks.base import task_named
+
+    name = f"eval.{number}.task"
+    found = attempt(name, lambda: task_named(task))
+    if isinstance(found, Check):
+        return Check(name, "warn", found.detail, found.hint)
+    return Check(name, "ok", task)
