@@ -36,12 +36,15 @@ class Deltas:
         tensors = _read_tensors(folder / WEIGHTS)
         try:
             model = get_peft_model(skeleton(base), config, adapter_name=ADAPTER, low_cpu_mem_usage=True)
+            layers = {name: module for name, module in model.base_model.model.named_modules() if isinstance(module, BaseTunerLayer)}
+            for layer in layers.values():
+                layer._move_adapter_to_device_of_base_layer = _stay  # to meta, where PEFT would put what it has just loaded
             result = set_peft_model_state_dict(model, tensors, adapter_name=ADAPTER, low_cpu_mem_usage=True)
         except (ValueError, RuntimeError, KeyError) as error:
             raise _misfit(folder, [str(error).strip()[:400]]) from None
-        inner = model.base_model.model
-        self._layers: dict[str, Any] = {name: module for name, module in inner.named_modules() if isinstance(module, BaseTunerLayer)}
-        empty = [name for name, tensor in inner.named_parameters() if tensor.is_meta and f".{ADAPTER}" in name]
+        self._layers: dict[str, Any] = layers
+        own = [*model.base_model.model.named_parameters(), *model.base_model.model.named_buffers()]
+        empty = [name for name, tensor in own if tensor.is_meta and f".{ADAPTER}" in name]
         _refuse_difference(folder, result.unexpected_keys, empty)
 
     @property
@@ -53,6 +56,10 @@ class Deltas:
     def delta(self, module: str) -> Tensor:
         """What is added to the module's weight, in fp32, laid out as the weight is stored."""
         return self._layers[module].get_delta_weight(ADAPTER).float()
+
+
+def _stay(adapter_name: str, device: torch.device | None = None) -> None:
+    """The adapter's tensors stay where they are."""
 
 
 def _read_config(folder: Path) -> PeftConfig:
