@@ -1,0 +1,308 @@
+"""Stage report: the run directory as one page for people, its Markdown twin, and one JSON file for programs."""
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.recipe.resolved import to_mapping, to_yaml
+from soka_cli.run.digest import file_digest
+from soka_cli.run.layout import RunLayout
+from soka_cli.run.stage import open_stage
+from soka_cli.run.write import atomic_folder, to_json
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.decompose import COLUMNS, kind_of, kind_row
+from soka_cli.stages.findings import Findings, Step, files_read, find
+from soka_cli.stages.outcome import Cell, Outcome, Table
+from soka_cli.stages.plots import Plot, curve, score_bars, spectra
+
+STAGE = "report"
+TEMPLATES = {"report_page": "report_page.html.jinja", "report_text": "report_page.md.jinja"}
+
+
+def report(context: StageContext) -> Outcome:
+    """Write report/: report.html, report.md, report.json, plots/*.svg, and spectra.safetensors where an adapter was trained.
+
+    A run that is not finished is reported as far as it got. Whenever a file that the report reads has changed, it is written anew.
+
+    Raises:
+        SokaError: exit 5, nothing to report yet, or a damaged file, which is named.
+    """
+    layout, recipe = context.layout, context.recipe
+    files = files_read(layout, recipe)
+    if not files:
+        raise SokaError(
+            "There is nothing to report yet.",
+            where=str(layout.root),
+            why="no stage has left a result there",
+            hint=f"soka run --recipe {context.loaded.path or context.loaded.name} --run {shlex.quote(str(layout.root))}",
+            exit_code=ExitCode.RUN,
+        )
+    inputs = {"recipe": to_mapping(recipe), "files": {path.relative_to(layout.root).as_posix(): file_digest(path) for path in files}}
+    with open_stage(
+        layout,
+        STAGE,
+        inputs,
+        recipe_yaml=to_yaml(recipe),
+        source_text=context.loaded.source_text,
+        command=context.command,
+        force=context.force,
+        folders=[layout.report],
+        extends=lambda old, new: True,  # a report of less is always replaced by one of more
+        reporter=context.reporter,
+    ) as stage:
+        findings = find(layout, recipe)
+        if not stage.done:
+            write_report(context, findings)
+            stage.finish([layout.report])
+    return outcome(context, findings, "already done" if stage.done else "done")
+
+
+def write_report(context: StageContext, findings: Findings) -> None:
+    """The whole folder at once."""
+    layout = context.layout
+    learnt = learnt_spectra(layout)
+    content = contents(context, findings, {module: found.update_norm for module, found in learnt.items()})
+    plots = drawings(context, findings)
+    with atomic_folder(layout.report) as folder:
+        place = _inside(layout, folder)
+        for plot in plots:
+            drawn = place(layout.plot(plot.name))
+            drawn.parent.mkdir(exist_ok=True)
+            drawn.write_text(f'<?xml version="1.0" encoding="utf-8"?>\n{plot.svg}\n', encoding="utf-8")
+        if learnt:
+            from safetensors.torch import save_file
+
+            from soka_cli.stages.learnt import spectra_tensors
+
+            save_file(spectra_tensors(learnt), place(layout.learnt_spectra))
+        place(layout.report_findings).write_text(to_json(content), encoding="utf-8")
+        for name, template in TEMPLATES.items():
+            place(getattr(layout, name)).write_text(render(template, content, plots, layout), encoding="utf-8")
+
+
+def learnt_spectra(layout: RunLayout) -> dict[str, Any]:
+    """Per module what training changed; empty before training and for other methods."""
+    if not layout.adapter_weights.is_file():
+        return {}
+    from soka_cli.stages.learnt import read_learnt
+
+    return dict(read_learnt(layout.adapter_weights))
+
+
+def _inside(layout: RunLayout, folder: Path) -> Any:
+    return lambda path: folder / path.relative_to(layout.report)
+
+
+# ---- figures
+
+
+def contents(context: StageContext, findings: Findings, update_norms: dict[str, float]) -> dict[str, Any]:
+    """report.json, and all that the templates show."""
+    run = shlex.quote(str(context.layout.root))
+    layers = findings.layers
+    return {
+        "schema_version": 1,
+        "name": context.loaded.name,
+        "run": str(context.layout.root),
+        "model": context.recipe.model.name,
+        "method": context.recipe.adapter.method,
+        "missing": list(findings.missing),
+        "trainable_parameters": findings.trainable_parameters,
+        "scores": [{"name": score.name, "kind": score.kind, **score.scores.model_dump()} for score in findings.scores],
+        "agreements": findings.agreements,
+        "training": training_figures(findings),
+        "decomposition": None if layers is None else {"totals": layers.totals.model_dump(), "kinds": kinds(findings)},
+        "modules": module_rows(findings, update_norms),
+        "parity": findings.parity.model_dump() if findings.parity else None,
+        "recipe": to_mapping(context.recipe),
+        "recipe_yaml": to_yaml(context.recipe),
+        "stages": {name: record.model_dump(include=set(STAGE_FIELDS)) for name, record in findings.stages.items()},
+        "environments": {name: found.model_dump(exclude={"training"}) for name, found in findings.environments.items()},
+        "repeat": f"soka run --recipe {run}/recipe.yaml --run {run}-again",
+    }
+
+
+STAGE_FIELDS = ("status", "started", "finished", "seconds", "command", "error")
+
+
+def training_figures(findings: Findings) -> dict[str, Any] | None:
+    """First, last and least of the curves; None before the first logged step."""
+    steps = findings.steps
+    if not steps:
+        return None
+    evaluated = [step.eval_loss for step in steps if step.eval_loss is not None]
+    norms = [step.grad_norm for step in steps if step.grad_norm is not None]
+    return {
+        **{name: value for name, value in findings.training.items() if name in ("rows", "seconds")},
+        "steps": steps[-1].step,
+        "tokens": steps[-1].tokens,
+        "first_loss": steps[0].loss,
+        "last_loss": steps[-1].loss,
+        "first_eval_loss": evaluated[0] if evaluated else None,
+        "last_eval_loss": evaluated[-1] if evaluated else None,
+        "largest_grad_norm": max(norms, default=None),
+        "median_tokens_per_s": _median([step.tokens_per_s for step in steps if step.tokens_per_s is not None]),
+        "memory_bytes": max((step.memory_bytes for step in steps if step.memory_bytes is not None), default=None),
+    }
+
+
+def _median(values: list[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def kinds(findings: Findings) -> list[dict[str, Cell]]:
+    """Modules by the last word of their names, with a row for all."""
+    rows = [module.model_dump() for module in findings.layers.modules] if findings.layers else []
+    names = list(dict.fromkeys(map(kind_of, rows)))
+    table = [kind_row(name, [row for row in rows if kind_of(row) == name]) for name in names] + [kind_row("all", rows)]
+    return [dict(zip(COLUMNS, row, strict=True)) for row in table]
+
+
+def module_rows(findings: Findings, update_norms: dict[str, float]) -> list[dict[str, Any]]:
+    """layers.json with the length of the learnt update as a share of the weight's, null where there is none."""
+    rows = [module.model_dump() for module in findings.layers.modules] if findings.layers else []
+    for row in rows:
+        norm, energy = update_norms.get(row["name"]), row["total_energy"]
+        row["relative_update"] = norm / math.sqrt(energy) if norm is not None and energy else None
+    return rows
+
+
+# ---- drawings
+
+
+def drawings(context: StageContext, findings: Findings) -> list[Plot]:
+    """Every plot that the run has data for, in the page's order."""
+    return [*_score_plots(findings), *_training_plots(context, findings.steps), *_spectra_plots(findings)]
+
+
+def _score_plots(findings: Findings) -> list[Plot]:
+    plots = []
+    for name in dict.fromkeys(score.name for score in findings.scores):
+        rows = {
+            score.kind: {metric: (found.value, found.stderr) for metric, found in score.scores.metrics.items()}
+            for score in findings.scores
+            if score.name == name
+        }
+        words = [f"{kind} {metric} {percent(value)}" for kind, metrics in rows.items() for metric, (value, _) in metrics.items()]
+        plots.append(score_bars(f"scores-{name}", name, rows, alt=f"Share of right answers in {name}: {', '.join(words)}."))
+    return plots
+
+
+def _training_plots(context: StageContext, steps: tuple[Step, ...]) -> list[Plot]:
+    if not steps:
+        return []
+    loss = {"loss": [(step.step, step.loss) for step in steps]}
+    if evaluated := [(step.step, step.eval_loss) for step in steps if step.eval_loss is not None]:
+        loss["eval_loss"] = evaluated
+    span = f"over steps {steps[0].step} to {steps[-1].step}"
+    first, last = steps[0], steps[-1]
+    clip = context.recipe.train.max_grad_norm
+    held_out = f"; on held-out rows {evaluated[0][1]:.4g} first and {evaluated[-1][1]:.4g} last" if evaluated else ""
+    rates = [(step.step, step.lr) for step in steps]
+    plots = [
+        curve("loss", "Loss, nats a token", loss, alt=f"Loss {span}: {first.loss:.4g} first, {last.loss:.4g} last{held_out}."),
+        curve("lr", "Learning rate", {"lr": rates}, alt=f"Learning rate {span}: at most {max(rate for _, rate in rates):.3g}."),
+    ]
+    if norms := [(step.step, step.grad_norm) for step in steps if step.grad_norm is not None]:
+        words = f"Gradient norm before clipping {span}: at most {max(norm for _, norm in norms):.3g}; gradients are clipped at {clip:g}."
+        # a level far above the curve would flatten it
+        shown = clip if clip <= 2 * max(norm for _, norm in norms) else None
+        plots.insert(1, curve("grad-norm", "Gradient norm", {"before clipping": norms}, alt=words, limit=shown, limit_name="clipped at"))
+    return plots
+
+
+def _spectra_plots(findings: Findings) -> list[Plot]:
+    modules = [module for module in findings.layers.modules if module.name in findings.spectra] if findings.layers else []
+    plots = []
+    for kind in dict.fromkeys(module.name.rpartition(".")[2] for module in modules):
+        members = [module for module in modules if module.name.rpartition(".")[2] == kind]
+        ranks = [module.rank for module in members]
+        words = f"Leading singular values of the rearranged {kind} weights of {len(members)} modules; kept terms: {_span(ranks)}."
+        plots.append(spectra(f"spectra-{kind}", kind, [findings.spectra[module.name] for module in members], ranks, alt=words))
+    return plots
+
+
+def _span(numbers: list[int]) -> str:
+    return str(numbers[0]) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+
+
+# ---- pages
+
+
+def render(template: str, content: dict[str, Any], plots: list[Plot], layout: RunLayout) -> str:
+    """One of the templates beside this file, filled in; text is escaped in HTML, SVG is ours and is not."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(enabled_extensions=("html.jinja",), default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"figure": figure, "percent": percent, "duration": duration, "gigabytes": gigabytes, "cell": markdown_cell}
+    paths = {plot.name: layout.plot(plot.name).relative_to(layout.report).as_posix() for plot in plots}
+    groups = {group: [plot for plot in plots if plot.name.startswith(group)] for group in ("scores-", "spectra-")}
+    curves = [plot for plot in plots if not plot.name.startswith(tuple(groups))]
+    return environment.get_template(template).render(
+        content, score_plots=groups["scores-"], spectra_plots=groups["spectra-"], curve_plots=curves, plot_paths=paths
+    )
+
+
+def figure(value: Cell) -> str:
+    """`1234567` -> `1,234,567`, `0.98500001` -> `0.985`, None -> a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def duration(seconds: float | None) -> str:
+    """`75.2` -> `1 min 15 s`."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def gigabytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1e9:.2f} GB"
+
+
+def markdown_cell(value: Any) -> str:
+    """Text that stays inside one cell of a Markdown table."""
+    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+# ---- the end of the stage
+
+
+def outcome(context: StageContext, findings: Findings, status: Any) -> Outcome:
+    layout = context.layout
+    rows = tuple(
+        (score.name, score.kind, metric, percent(found.value), percent(found.stderr), score.scores.items)
+        for score in findings.scores
+        for metric, found in score.scores.metrics.items()
+    )
+    table = Table("Scores", ("evaluation", "model", "metric", "right", "standard error", "items"), rows)
+    figures = {
+        "report": str(layout.report_page),
+        "missing": list(findings.missing),
+        "trainable_parameters": findings.trainable_parameters,
+        "training": training_figures(findings),
+        "scores": [{"name": score.name, "kind": score.kind, "metrics": score.scores.model_dump()["metrics"]} for score in findings.scores],
+        "parity": findings.parity.model_dump() if findings.parity else None,
+    }
+    notes = (*(f"missing: {sentence}" for sentence in findings.missing), f"the page: {layout.report_page}")
+    return Outcome(STAGE, status, layout.root, figures, (table,) if rows else (), notes)

@@ -1,0 +1,373 @@
+"""The report of a run: whole, partial, changed, damaged."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.kron import KronFactors, RankRule, balanced, decompose_weight, kron_dense
+from soka_cli.recipe.load import load_recipe
+from soka_cli.recipe.resolved import to_yaml
+from soka_cli.run.layout import RunLayout
+from soka_cli.run.stage import open_stage
+from soka_cli.run.write import write_json
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.report import report
+from tests.builders import recipe_mapping
+
+SIZES = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (16, 32), "mlp.down_proj": (32, 48)}
+LAYERS = 3
+STEPS = 40
+PARTS = ("U", "V", "sigma")
+ENTRY = {"task": "gsm8k", "path": "items.jsonl"}
+
+
+def module_names() -> list[str]:
+    return [f"model.layers.{layer}.{kind}" for layer in range(LAYERS) for kind in SIZES]
+
+
+def make_context(folder: Path, **changes: Any) -> StageContext:
+    (folder / "items.jsonl").touch()
+    mapping = recipe_mapping("models/none", "items.jsonl", **{"eval": [ENTRY], **changes})
+    recipe = folder / "arithmetic.yaml"
+    recipe.write_text(yaml.safe_dump(mapping), encoding="utf-8")
+    return StageContext(load_recipe(recipe), RunLayout(folder / "runs" / "arithmetic"), command="soka report")
+
+
+def record_stage(context: StageContext, name: str, outputs: list[Path], extra: dict[str, Any] | None = None) -> None:
+    """Leave the manifest as the stage itself would."""
+    loaded = context.loaded
+    options = {"recipe_yaml": to_yaml(loaded.recipe), "source_text": loaded.source_text, "reporter": context.reporter}
+    with open_stage(context.layout, name, {"stage": name}, command=f"soka {name.partition('/')[0]} -r arithmetic", **options) as stage:
+        stage.finish(outputs, {"device": "cpu", **(extra or {})})
+
+
+def put_decomposition(context: StageContext) -> dict[str, KronFactors]:
+    layout, generator = context.layout, torch.Generator().manual_seed(0)
+    kept, rows, spectra = {}, [], {}
+    for name in module_names():
+        size = SIZES[name.partition("layers.")[2].partition(".")[2]]
+        shape = balanced(*size)
+        found = decompose_weight(torch.randn(*size, generator=generator), shape, RankRule(max=3), seed=0)
+        kept[name], spectra[name] = found.factors, found.spectrum
+        rows.append(
+            {"name": name, "out_features": size[0], "in_features": size[1], "m": shape.m, "n": shape.n, "p": shape.p, "q": shape.q}
+            | {"rank": found.choice.rank, "rank_energy": found.choice.rank_energy, "rank_elbow": found.choice.rank_elbow}
+            | {"rank_bound_by": found.choice.bound_by, "energy_kept": found.choice.energy_kept, "total_energy": found.total_energy}
+            | {"relative_error": found.relative_error, "sigma_error_bound": found.sigma_error_bound, "seconds": 0.01}
+            | {"parameters": shape.parameters(found.choice.rank)}
+        )
+    totals = {"modules": len(rows), "parameters": sum(row["parameters"] for row in rows), "components": sum(row["rank"] for row in rows)}
+    write_json(layout.layers, {"modules": rows, "totals": totals | {"seconds": 0.12}})
+    save_file(spectra, layout.spectra)
+    record_stage(context, "decompose", [layout.decompose])
+    return kept
+
+
+def moved(factors: KronFactors) -> KronFactors:
+    return KronFactors(factors.left * 1.1, factors.right + 0.02, factors.sigma * 0.9)
+
+
+def put_training(context: StageContext, start: dict[str, KronFactors]) -> None:
+    layout = context.layout
+    rows = []
+    for step in range(1, STEPS + 1):
+        row = {"step": step, "epoch": step / STEPS, "tokens": 640 * step, "loss": 0.4 + 2.5 / step, "lr": 1e-2 * (1 - step / STEPS)}
+        row |= {"grad_norm": 0.5 + (step % 7) / 5, "tokens_per_s": 1500.0 + step, "memory_bytes": 400_000_000 + step}
+        rows.append(row | ({"eval_loss": 0.6 + 2.0 / step} if step % 10 == 0 else {}))
+    layout.train.mkdir(parents=True, exist_ok=True)
+    layout.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tensors = {}
+    for name, factors in start.items():
+        for prefix, terms in (("soka", moved(factors)), ("soka_start", factors)):
+            for part, tensor in zip(PARTS, (terms.left, terms.right, terms.sigma), strict=True):
+                tensors[f"base_model.model.{name}.{prefix}_{part}"] = tensor.contiguous()
+    layout.adapter.mkdir()
+    save_file(tensors, layout.adapter_weights)
+    figures = {"trainable_parameters": 4321, "rows": 24, "seconds": 75.4}
+    record_stage(context, "train", [layout.metrics, layout.adapter], {"training": figures})
+
+
+def put_scores(context: StageContext, kind: str, right: float) -> None:
+    layout, name = context.layout, "gsm8k-plain"
+    metrics = {metric: {"value": right, "stderr": 0.02} for metric in ("strict", "flexible", "numeric")}
+    fields = {"task": "gsm8k", "protocol": "plain", "model": kind, "n": 4, "items": 4, "metrics": metrics, "groups": {}}
+    fields |= {"seconds": 1.5, "tokens_per_s": 900.0, "decoding": {}, "template_sha256": None, "data_sha256": None, "adapter_sha256": None}
+    write_json(layout.scores(name, kind), fields)
+    correct = dict.fromkeys(metrics, True)
+    row = {"sample": 0, "gold": "1", "correct": correct, "extracted": "1", "stop_reason": "eos", "prompt_sha256": None}
+    rows = [{"id": str(index), "completion": f"#### {index}", **row} for index in range(4)]
+    layout.predictions(name, kind).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    record_stage(context, f"eval/{name}-{kind}", [layout.evaluation(name, kind)])
+
+
+def put_merge(context: StageContext) -> None:
+    parity = {"max_abs_weight_error": 3e-8, "max_abs_logit_error": 4.1e-4, "top1_agreement": 1.0, "dtype": "bfloat16"}
+    write_json(context.layout.parity, parity)
+    record_stage(context, "merge", [context.layout.parity])
+
+
+def make_whole_run(folder: Path) -> StageContext:
+    context = make_context(folder)
+    put_training(context, put_decomposition(context))
+    for kind, right in (("base", 0.05), ("adapter", 0.95), ("merged", 0.95)):
+        put_scores(context, kind, right)
+    put_merge(context)
+    return context
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> StageContext:
+    return make_whole_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    """A whole run with its report; read it, never write into it."""
+    context = make_whole_run(tmp_path_factory.mktemp("reported"))
+    report(context)
+    return context
+
+
+class Page(HTMLParser):
+    """What a browser would see: references, tags that are open, text."""
+
+    VOID = ("meta", "br", "img", "link", "hr", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.open: list[str] = []
+        self.labels: list[str] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.references += [values[name] or "" for name in ("src", "href", "xlink:href", "data") if name in values]
+        self.ids += [values["id"] or ""] if "id" in values else []
+        if tag == "svg":
+            self.labels.append(values.get("aria-label") or "")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page_of(context: StageContext) -> Page:
+    return Page(context.layout.report_page.read_text(encoding="utf-8"))
+
+
+def test_a_whole_run_gives_page_text_json_plots_and_spectra(whole: StageContext) -> None:
+    outcome = report(whole)
+    layout = whole.layout
+    names = {"loss", "grad-norm", "lr", "scores-gsm8k-plain", "spectra-q_proj", "spectra-v_proj", "spectra-down_proj"}
+    assert {path.stem for path in layout.plot("x").parent.iterdir()} == names
+    assert layout.report_text.is_file()
+    assert layout.learnt_spectra.is_file()
+    content = json.loads(layout.report_findings.read_text())
+    assert content["missing"] == []
+    assert content["trainable_parameters"] == 4321
+    assert (content["training"]["first_loss"], content["training"]["steps"]) == (2.9, STEPS)
+    assert [module["name"] for module in content["modules"]] == module_names()
+    assert outcome.status == "done"
+    assert [row[:4] for row in outcome.tables[0].rows][3] == ("gsm8k-plain", "adapter", "strict", "95.0%")
+    json.dumps(outcome.figures, allow_nan=False)
+
+
+def test_the_page_asks_no_network_and_is_well_formed(reported: StageContext) -> None:
+    text = reported.layout.report_page.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert all(reference.startswith("#") for reference in page.references)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "<script" not in text
+    assert "prefers-color-scheme" in text
+    assert 'name="viewport"' in text
+
+
+def test_every_drawing_says_in_words_what_it_shows(reported: StageContext) -> None:
+    labels = page_of(reported).labels
+    assert len(labels) == 7
+    assert "Loss over steps 1 to 40: 2.9 first, 0.4625 last; on held-out rows 0.8 first and 0.65 last." in labels
+    assert any("adapter strict 95.0%" in label for label in labels)
+    text = reported.layout.report_text.read_text(encoding="utf-8")
+    images = re.findall(r"!\[(.+?)\]\((.+?)\)", text)
+    assert sorted(alt for alt, _ in images) == sorted(labels)
+    assert all((reported.layout.report / path).is_file() for _, path in images)
+
+
+def test_each_plot_is_an_svg_of_its_own_that_names_its_colours(reported: StageContext) -> None:
+    paths = sorted(reported.layout.plot("x").parent.glob("*.svg"))
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(--soka-ink)" in text
+        assert not re.search(r"#0[1-9a-f]0[1-9a-f]0[1-9a-f]", text)  # a drawing colour that was not replaced
+        assert "--soka-ink:" in text
+    assert len(paths) == 7
+
+
+def test_the_page_shows_recipe_ranks_scores_parity_environment_and_commands(reported: StageContext) -> None:
+    for text in ("".join(page_of(reported).words), reported.layout.report_text.read_text(encoding="utf-8")):
+        for expected in (
+            "rule: fixed",
+            "model.layers.2.mlp.down_proj",
+            "95.0%",
+            "2.0%",
+            "4 of 4 completions are the same",
+            "0.00041",
+            "bfloat16",
+            "4,321",
+            f"torch {torch.__version__}",
+            "soka train -r arithmetic",
+            f"soka run --recipe {reported.layout.root}/recipe.yaml",
+        ):
+            assert expected in text
+
+
+def test_the_spectra_after_training_are_those_of_the_dense_difference(reported: StageContext, tmp_path: Path) -> None:
+    spectra = load_file(reported.layout.learnt_spectra)
+    assert set(spectra) == {f"{name}.{part}" for name in module_names() for part in ("update", "trained", "start")}
+    start = put_decomposition(make_context(tmp_path / "again")) if (tmp_path / "again").mkdir() is None else {}
+    rows = {row["name"]: row for row in json.loads(reported.layout.report_findings.read_text())["modules"]}
+    for name, factors in start.items():
+        now = moved(factors)
+        difference = kron_dense(now.left, now.right, now.sigma).double() - kron_dense(factors.left, factors.right, factors.sigma).double()
+        assert float(spectra[f"{name}.update"].norm()) == pytest.approx(float(difference.norm()), rel=1e-5)
+        torch.testing.assert_close(spectra[f"{name}.start"].float(), factors.sigma)
+        norm = rows[name]["total_energy"] ** 0.5
+        assert rows[name]["relative_update"] == pytest.approx(float(difference.norm()) / norm, rel=1e-5)
+
+
+def test_a_second_report_of_an_unchanged_run_says_so_and_writes_nothing(whole: StageContext) -> None:
+    report(whole)
+    before = whole.layout.report_page.stat()
+    assert report(whole).status == "already done"
+    after = whole.layout.report_page.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_changed_run_is_reported_anew_without_force(whole: StageContext) -> None:
+    report(whole)
+    scores = json.loads(whole.layout.scores("gsm8k-plain", "adapter").read_text())
+    scores["metrics"]["strict"]["value"] = 0.515
+    write_json(whole.layout.scores("gsm8k-plain", "adapter"), scores)
+    assert report(whole).status == "done"
+    assert "51.5%" in "".join(page_of(whole).words)
+
+
+def test_the_same_run_gives_the_same_page(whole: StageContext) -> None:
+    report(whole)
+    first = whole.layout.report_page.read_bytes()
+    whole.layout.report_page.unlink()
+    with pytest.raises(SokaError) as raised:
+        report(whole)
+    assert raised.value.exit_code == ExitCode.RUN
+    report(StageContext(whole.loaded, whole.layout, force=True))
+    assert whole.layout.report_page.read_bytes() == first
+
+
+def test_a_partial_run_is_reported_and_says_what_is_missing(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    put_decomposition(context)
+    outcome = report(context)
+    assert outcome.figures["missing"] == [
+        f"train has not run: soka train --run {context.layout.root}",
+        f"merge has not run: soka merge --run {context.layout.root}",
+        "gsm8k-plain is not scored for base, adapter, merged: "
+        + "; ".join(f"soka eval --model {kind} --run {context.layout.root}" for kind in ("base", "adapter", "merged")),
+    ]
+    words = "".join(page_of(context).words)
+    assert "This run is not whole." in words
+    assert "train has not run" in words
+    assert "## Missing" in context.layout.report_text.read_text()
+    assert not context.layout.learnt_spectra.exists()
+
+
+def test_a_run_of_another_method_misses_no_decomposition(tmp_path: Path) -> None:
+    context = make_context(tmp_path, adapter={"method": "lora"}, eval=[])
+    put_training(context, {})
+    assert report(context).figures["missing"] == [
+        f"merge has not run: soka merge --run {context.layout.root}",
+        "the recipe has no eval entry, so there are no scores",
+    ]
+    assert not context.layout.learnt_spectra.exists()
+
+
+def test_a_train_that_is_under_way_is_shown_as_far_as_it_got(whole: StageContext) -> None:
+    lines = whole.layout.metrics.read_text().splitlines(keepends=True)
+    whole.layout.metrics.write_text("".join(lines[:1]) + lines[1][:20])
+    report(whole)
+    assert json.loads(whole.layout.report_findings.read_text())["training"]["steps"] == 1
+
+
+def test_a_run_directory_without_results_is_refused(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    with pytest.raises(SokaError, match="nothing to report") as raised:
+        report(context)
+    assert raised.value.exit_code == ExitCode.RUN
+    assert "soka run" in raised.value.hint
+    assert not context.layout.root.exists()
+
+
+DAMAGES: dict[str, Callable[[RunLayout], Path]] = {
+    "layers": lambda layout: layout.layers,
+    "spectra": lambda layout: layout.spectra,
+    "metrics": lambda layout: layout.metrics,
+    "adapter": lambda layout: layout.adapter_weights,
+    "scores": lambda layout: layout.scores("gsm8k-plain", "base"),
+    "predictions": lambda layout: layout.predictions("gsm8k-plain", "merged"),
+    "parity": lambda layout: layout.parity,
+    "environment": lambda layout: layout.environment("train"),
+    "manifest": lambda layout: layout.manifest,
+}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}\n", b'{"step": 1, "modules": [{}]}\n', b"\x80\x81\n"], ids=["empty", "bare", "fields", "bytes"]
+)
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_is_named(whole: StageContext, name: str, content: bytes) -> None:
+    if (name, content) in (("metrics", b""), ("predictions", b"")):
+        pytest.skip("an empty append file is one that was just begun")
+    path = DAMAGES[name](whole.layout)
+    path.write_bytes(content)
+    with pytest.raises(SokaError) as raised:
+        report(whole)
+    assert raised.value.exit_code == ExitCode.RUN
+    assert path.name in str(raised.value)
+    assert not whole.layout.report_page.exists()
+
+
+def test_names_cannot_break_out_of_the_page(whole: StageContext) -> None:
+    layers = json.loads(whole.layout.layers.read_text())
+    spectra = load_file(whole.layout.spectra)
+    name = "model.<script>alert(1)</script>|$x_1$.q_proj"
+    spectra[name] = spectra.pop(layers["modules"][0]["name"])
+    layers["modules"][0]["name"] = name
+    write_json(whole.layout.layers, layers)
+    save_file(spectra, whole.layout.spectra)
+    report(whole)
+    assert "<script" not in whole.layout.report_page.read_text(encoding="utf-8")
+    assert name in "".join(page_of(whole).words)
+    assert "\\|$x_1$" in whole.layout.report_text.read_text(encoding="utf-8")
