@@ -15,7 +15,7 @@ from soka_cli.run.write import damaged, read_json, write_json
 from soka_cli.stages.agreement import agreement
 from soka_cli.stages.completions import Completer, Completion
 from soka_cli.stages.context import StageContext
-from soka_cli.stages.evaluation_tables import agreement_table, answers_table, scores_table
+from soka_cli.stages.evaluation_tables import agreement_tables, answers_table, scores_table
 from soka_cli.stages.exam import Exam, prepare_exams, text_digest
 from soka_cli.stages.judged_model import JudgedModel, ModelShelf, choose_models
 from soka_cli.stages.outcome import Outcome
@@ -259,7 +259,7 @@ def outcome(context: StageContext, exams: Sequence[Exam], sittings: Sequence[Sit
         notes.append(f"{exam.name}: protocol {exam.protocol.name}. {exam.protocol.reference}")
         if (found := agreement(layout, exam.name)) is not None:
             agreements[exam.name] = found.to_mapping()
-            tables.append(agreement_table(exam.name, found))
+            tables += agreement_tables(exam.name, found)
         tables += [answers_table(exam, sitting.model.kind, sitting.predictions, show) for sitting in held if show]
     fresh = any(sitting.fresh for sitting in sittings)
     merged = layout.merged_model.is_dir() or not any(sitting.model.kind == "adapter" for sitting in sittings)

@@ -1,6 +1,6 @@
 """An evaluation's figures as tables for a person."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,41 @@ SHOWN_DIFFERENCES = 5
 
 
 def scores_table(exam: Exam, scores: Sequence[dict[str, Any]]) -> Table:
-    """One row a model: each metric with its standard error."""
-    columns = ["model", "items", *(column for metric in exam.task.metrics for column in (metric, "+-")), "tokens/s", "seconds"]
+    """One row a model: each metric with its standard error over items."""
+    columns = ("model", "items", *exam.task.metrics, "tokens/s", "seconds")
     rows: list[tuple[Cell, ...]] = [
         (
             one["model"],
             one["items"],
-            *(one["metrics"][metric][part] for metric in exam.task.metrics for part in ("value", "stderr")),
+            *(with_error(**one["metrics"][metric]) for metric in exam.task.metrics),
             one["tokens_per_s"],
             one["seconds"],
         )
         for one in scores
     ]
-    return Table(f"{exam.name} (task {exam.task.name}, protocol {exam.protocol.name})", tuple(columns), tuple(rows))
+    return Table(f"{exam.name} (task {exam.task.name}, protocol {exam.protocol.name})", columns, tuple(rows))
 
 
-def agreement_table(name: str, found: Agreement) -> Table:
-    """merged against adapter, and the first items that differ."""
-    title = f"{name}, merged against adapter: equal {found.equal} of {found.items}"
-    if found.differences:
-        title += f", {found.near_ties} of the others near-ties"
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (one.id, one.smallest_gap, "near-tie" if one.near_tie else "differs", "same" if one.same_verdict else "other")
-        for one in found.differences[:SHOWN_DIFFERENCES]
+def with_error(value: float, stderr: float | None) -> str:
+    """`0.985 +- 0.009`; the value alone where a single item has no spread."""
+    return f"{value:.3f}" if stderr is None else f"{value:.3f} +- {stderr:.3f}"
+
+
+def agreement_tables(name: str, found: Agreement) -> Iterator[Table]:
+    """merged against adapter in one row, and the first items that differ, if any."""
+    other = len(found.differences) - found.near_ties
+    yield Table(
+        f"{name}, merged against adapter: equal {found.equal} of {found.items}",
+        ("items", "equal", "near-ties", "other differences"),
+        ((found.items, found.equal, found.near_ties, other),),
     )
-    return Table(title, ("differing item", "smallest logit gap", "kind", "verdict"), rows)
+    if found.differences:
+        rows: tuple[tuple[Cell, ...], ...] = tuple(
+            (one.id, one.smallest_gap, "near-tie" if one.near_tie else "other", "same" if one.same_verdict else "another")
+            for one in found.differences[:SHOWN_DIFFERENCES]
+        )
+        columns = ("item", "smallest logit gap", "difference", "verdict")
+        yield Table(f"{name}, first {len(rows)} items that adapter and merged answer otherwise", columns, rows)
 
 
 def answers_table(exam: Exam, kind: str, predictions: Path, count: int) -> Table:

@@ -97,18 +97,19 @@ def find_merged(context: StageContext) -> JudgedModel:
     if not folder.is_dir():
         raise missing(folder, "There is no merged model yet.", "soka merge", context)
     verify(context.layout, "merge", folder)
+    adapter, weights = context.layout.adapter, context.layout.adapter / ADAPTER_WEIGHTS
     record = Manifest.read(context.layout.manifest).stages.get("merge")
     merged_from = record.inputs.get("adapter_sha256") if record is not None else None
-    weights = context.layout.adapter / ADAPTER_WEIGHTS
-    if merged_from is not None and weights.is_file() and (present := file_digest(weights)) != merged_from:
+    if merged_from is not None and adapter.is_dir() and (present := folder_digest(adapter)) != merged_from:
         raise SokaError(
             "The merged model is stale: it was made of another adapter than the one that is there now.",
             where=str(folder),
-            why=f"sha256 of {ADAPTER_WEIGHTS}: {merged_from[:12]} when merged, {present[:12]} now",
+            why=f"digest of {adapter.name}: {merged_from[:12]} when merged, {present[:12]} now",
             hint=f"soka merge --run {context.layout.root} --force",
             exit_code=ExitCode.RUN,
         )
-    return JudgedModel("merged", folder, adapter_sha256=merged_from, model_sha256=contents_digest(context.layout, "merge", folder))
+    digest = file_digest(weights) if weights.is_file() else None
+    return JudgedModel("merged", folder, adapter_sha256=digest, model_sha256=contents_digest(context.layout, "merge", folder))
 
 
 def find_other(folder: Path) -> JudgedModel:
@@ -165,7 +166,9 @@ class ModelShelf:
         """Model (on the device, evaluation mode) and tokenizer."""
         if self._held is None or self._held[0] != wanted:
             self._held = None
-            self._held = (wanted, self._model(wanted), self._tokenizer(wanted))
+            with self.context.reporter.task(f"load {wanted.kind}", total=1, unit="models") as progress:
+                self._held = (wanted, self._model(wanted), self._tokenizer(wanted))
+                progress.advance(1)
         return self._held[1], self._held[2]
 
     def _model(self, wanted: JudgedModel) -> Any:

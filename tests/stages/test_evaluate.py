@@ -15,6 +15,7 @@ import torch
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.load import load_recipe
+from soka_cli.run.digest import folder_digest
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.lines import read_lines
 from soka_cli.run.manifest import Manifest, StageRecord
@@ -107,6 +108,7 @@ def test_every_kind_that_exists_is_asked_every_item_once(finished: StageContext)
 
 def test_scores_say_what_was_asked_of_what(finished: StageContext) -> None:
     base, adapter, merged = (scores_of(finished, kind) for kind in ("base", "adapter", "merged"))
+    assert merged["adapter_sha256"] == adapter["adapter_sha256"]
     assert (base["adapter_sha256"], base["model"], base["n"], base["items"]) == (None, "base", ITEMS, ITEMS)
     assert len(adapter["adapter_sha256"]) == 64
     assert base["data_sha256"] == merged["data_sha256"]
@@ -232,10 +234,17 @@ def test_changed_data_is_stale(material: Path, tmp_path: Path, finished: StageCo
     assert "data_sha256" in refused(changed, ExitCode.RUN, kinds=["base"])
 
 
+def note_merge(context: StageContext, digest: str) -> None:
+    """Make the manifest say of which adapter folder the merged model was made."""
+    record = StageRecord(status="done", started="2026-01-01T00:00:00Z", inputs={"adapter_sha256": digest}, inputs_sha256="0" * 64)
+    Manifest.read(context.layout.manifest).with_stage("merge", record).write(context.layout.manifest)
+
+
 def test_a_merged_model_of_another_adapter_is_stale(tmp_path: Path, finished: StageContext) -> None:
     context = copy_of(finished, tmp_path)
-    record = StageRecord(status="done", started="2026-01-01T00:00:00Z", inputs={"adapter_sha256": "0" * 64}, inputs_sha256="0" * 64)
-    Manifest.read(context.layout.manifest).with_stage("merge", record).write(context.layout.manifest)
+    note_merge(context, folder_digest(context.layout.adapter))
+    assert evaluate(context, kinds=["merged"]).status == "already done"
+    note_merge(context, "0" * 64)
     assert "soka merge" in refused(context, ExitCode.RUN, kinds=["merged"])
 
 
