@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from soka_cli.stages.outcome import Cell, Outcome, Table
 
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
+PIPE_WIDTH = 160  # columns where there is no terminal to ask
 
 
 class Renderer:
@@ -26,8 +28,8 @@ class Renderer:
     def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json = json
         self.quiet = quiet
-        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self.out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        self.err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
         self.reporter = ConsoleReporter(self.err, quiet=quiet, verbose=verbose)
 
     def outcome(self, outcome: "Outcome") -> None:
@@ -72,7 +74,7 @@ def print_text(text: str) -> None:
 
 
 def rich_table(table: "Table") -> RichTable:
-    drawn = RichTable(title=escape(table.title), title_justify="left", header_style="bold")
+    drawn = RichTable(title=escape(table.title), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for index, column in enumerate(table.columns):
         numeric = any(isinstance(row[index], int | float) for row in table.rows)
         drawn.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
