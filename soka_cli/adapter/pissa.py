@@ -5,6 +5,7 @@ evaluates or merges the result must start from W; a second SVD, perhaps on anoth
 """
 
 import tempfile
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -20,7 +21,7 @@ INITIAL = "initial"  # the name that PEFT's conversion gives the initial adapter
 
 def adapter_factors(model: PeftModel) -> dict[str, Tensor]:
     """A copy of the adapter's present lora_A [r, in] and lora_B [out, r] on the CPU, by PEFT's own names."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
 
 
 def attach_initial(model: nn.Module, config: LoraConfig, initial: dict[str, Tensor]) -> PeftModel:
@@ -48,8 +49,9 @@ def _subtract(layer: LoraLayer, name: str) -> None:
 
 def save_converted(model: PeftModel, initial: dict[str, Tensor], folder: Path) -> None:
     """Write B A - B0 A0 as a LoRA adapter of rank 2r on the pristine base: [B | -B0] [A ; A0]."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         start = Path(scratch) / INITIAL
         start.mkdir()
         save_file(initial, start / "adapter_model.safetensors", metadata={"format": "pt"})
+        warnings.filterwarnings("ignore", message="Could not find a config file")  # the base's name need not be a folder or Hub id
         model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(start), save_embedding_layers=False)

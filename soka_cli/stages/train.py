@@ -4,6 +4,7 @@ import math
 import os
 import random
 import shlex
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def train(context: StageContext) -> Outcome:
             figures = read_json(context.layout.environment(STAGE))["training"]
             return _outcome(context, figures, "already done")
         run = _Training(context, stage)
-        figures = run.fit()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by a name of yesterday
+            warnings.filterwarnings("ignore", message="PiSSA changes the base weights")  # save_converted undoes that
+            figures = run.fit()
         stage.finish([context.layout.metrics, run.result], {"device": str(run.device), "data": run.ledgers, "training": figures})
     return _outcome(context, figures, "done")
 

@@ -1,0 +1,270 @@
+"""Interrupted, killed, damaged, extended: the weights come out as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.run.interrupt import Interrupted
+from soka_cli.run.reporter import SilentReporter, SilentTask
+from soka_cli.stages.train import train
+from soka_cli.stages.trainer import RunTrainer
+from tests import builders
+
+STEPS = 6
+MEASURED = ("tokens_per_s", "memory_bytes")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where a process of its own would prove nothing more: nothing catches it."""
+
+
+def mapping(folder: Path, method: str = "soka", /, *, kind: str = "llama", **sections: Any) -> dict[str, Any]:
+    model = folder / f"model-{kind}"
+    if not model.exists():
+        builders.tiny_model_folder(model, kind)
+        builders.gsm8k_file(folder)
+    targets = ["c_attn"] if kind == "gpt2" else ["q_proj", "v_proj"]
+    made = builders.recipe_mapping(model, folder / "train.jsonl", **sections)
+    made["adapter"] = {"method": "full"} if method == "full" else made["adapter"] | {"method": method, "target_modules": targets}
+    made["train"] = made["train"] | {"steps": STEPS, "eval_every": 3} | sections.get("train", {})
+    made["data"] = made["data"] | {"validation": {"fraction": 0.2}}
+    return made
+
+
+def weights(context: Any) -> dict[str, bytes]:
+    """The bytes of the result's tensors."""
+    folder = context.layout.adapter if context.layout.adapter.exists() else context.layout.full_model
+    found = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    assert found
+    return found
+
+
+def curve(context: Any) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in context.layout.metrics.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
+
+
+def assert_same(context: Any, undisturbed: Any) -> None:
+    assert weights(context) == weights(undisturbed)
+    assert curve(context) == curve(undisturbed)
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, where: str = "training_step") -> None:
+    """Die when `where` is called with `step` steps done."""
+    original = getattr(RunTrainer, where)
+
+    def deadly(self: RunTrainer, *arguments: Any, **options: Any) -> Any:
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(RunTrainer, where, deadly)
+
+
+# GPT-2 has dropout, so its resumed run also needs the random state.
+@pytest.mark.parametrize(("method", "kind"), [("soka", "llama"), ("soka", "gpt2"), ("lora", "gpt2"), ("pissa", "llama"), ("full", "llama")])
+def test_a_run_killed_in_the_middle_of_a_step_ends_bit_equal(
+    method: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = mapping(tmp_path, method, kind=kind)
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    context = builders.stage_context(tmp_path, made)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        train(context)
+    assert train(context).status == "done"
+    assert "Going on from checkpoint-2 of 6 steps." in context.reporter.messages
+    assert_same(context, undisturbed)
+
+
+def test_a_resumed_pissa_run_takes_its_start_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = builders.stage_context(tmp_path, mapping(tmp_path, "pissa"))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        train(context)
+    monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("a second SVD, which another machine answers otherwise"))
+    assert train(context).status == "done"
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mapping(tmp_path)
+    context = builders.stage_context(tmp_path, made)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 4, "_save_rng_state")
+        train(context)
+    assert [path.name for path in context.layout.checkpoints.iterdir()] == ["checkpoint-2"]
+    train(context)
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    assert_same(context, undisturbed)
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_result_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mapping(tmp_path)
+    context = builders.stage_context(tmp_path, made)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("soka_cli.stages.train._Training._save", lambda self, model: (_ for _ in ()).throw(Killed()))
+        train(context)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunTrainer, "training_step", lambda *_, **__: pytest.fail("a step was trained again"))
+        train(context)
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    assert_same(context, undisturbed)
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "digests.json"])
+def test_a_damaged_checkpoint_is_skipped_by_name(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mapping(tmp_path, train={"eval_every": 100})
+    context = builders.stage_context(tmp_path, made)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 5)
+        train(context)
+    damaged = context.layout.checkpoints / "checkpoint-4" / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    train(context)
+    assert any(warning.startswith("checkpoint-4 is skipped") and file in warning for warning in context.reporter.warnings)
+    assert "Going on from checkpoint-2 of 6 steps." in context.reporter.messages
+    assert [row["step"] for row in curve(context)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_without_its_digests_is_skipped_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = builders.stage_context(tmp_path, mapping(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        train(context)
+    (context.layout.checkpoints / "checkpoint-2" / "digests.json").unlink()
+    train(context)
+    assert "checkpoint-2 is skipped: it is incomplete (digests.json is missing)." in context.reporter.warnings
+    assert [row["step"] for row in curve(context)] == [1, 2, 3, 4, 5, 6]
+
+
+class SignallingReporter(SilentReporter):
+    """Sends a signal to this very process once so many steps are done."""
+
+    def __init__(self, number: signal.Signals, after: int) -> None:
+        super().__init__()
+        self.number, self.left = number, after
+
+    @contextmanager
+    def task(self, title: str, total: float | None = None, unit: str = "") -> Iterator[Any]:
+        reporter = self
+
+        class Task(SilentTask):
+            def advance(self, amount: float = 1, **figures: float | str) -> None:
+                if title.startswith("train"):
+                    reporter.left -= 1
+                    if reporter.left == 0:
+                        os.kill(os.getpid(), reporter.number)
+
+        yield Task()
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_ends_the_run_at_a_steps_end_with_a_checkpoint(number: signal.Signals, kind: type[BaseException], tmp_path: Path) -> None:
+    made = mapping(tmp_path, train={"save_every": 100})
+    reporter = SignallingReporter(number, after=2)
+    context = builders.stage_context(tmp_path, made, reporter=reporter, command="soka train -r mine.yaml")
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(context)
+    assert stopped.type is kind
+    assert reporter.warnings == ["Stopped at step 3 of 6; checkpoint-3 is written. Go on with: soka train -r mine.yaml"]
+    assert not context.layout.adapter.exists()
+    train(context)
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    assert_same(context, undisturbed)
+
+
+def test_more_steps_go_on_from_where_the_shorter_run_ended(tmp_path: Path) -> None:
+    made = mapping(tmp_path, train={"schedule": "constant"})
+    short = made | {"train": made["train"] | {"steps": 4}}
+    train(builders.stage_context(tmp_path, short))
+    with pytest.raises(SokaError) as refusal:
+        train(builders.stage_context(tmp_path, made | {"train": made["train"] | {"steps": 3}}))
+    assert refusal.value.exit_code is ExitCode.RUN
+    context = builders.stage_context(tmp_path, made)
+    assert train(context).status == "done"
+    assert "Going on from checkpoint-4 of 6 steps." in context.reporter.messages
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    assert weights(context) == weights(undisturbed)
+
+
+def test_an_extended_run_takes_its_rates_from_the_longer_schedule(tmp_path: Path) -> None:
+    made = mapping(tmp_path, train={"schedule": "linear", "steps": 8})
+    train(builders.stage_context(tmp_path, made | {"train": made["train"] | {"steps": 4}}))
+    context = builders.stage_context(tmp_path, made)
+    train(context)
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    assert [row["lr"] for row in curve(context)][4:] == [row["lr"] for row in curve(undisturbed)][4:]
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    context = builders.stage_context(tmp_path, mapping(tmp_path, train={"save_every": 1, "keep_checkpoints": 2}))
+    train(context)
+    assert sorted(path.name for path in context.layout.checkpoints.iterdir()) == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_speed_options_may_change_between_interruption_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mapping(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        train(builders.stage_context(tmp_path, made))
+    faster = made | {"train": made["train"] | {"micro_batch_size": 4, "save_every": 3, "log_every": 2}}
+    context = builders.stage_context(tmp_path, faster)
+    train(context)
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    last, wanted = curve(context)[-1], curve(undisturbed)[-1]
+    assert [row["step"] for row in curve(context)] == [1, 2, 3, 4, 6]
+    assert last["tokens"] == wanted["tokens"]
+    assert last["eval_loss"] == pytest.approx(wanted["eval_loss"], abs=1e-5)
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import torch, yaml
+from tests import conftest, builders
+from soka_cli.stages.train import train
+torch.set_num_threads(int(sys.argv[4]))
+folder = Path(sys.argv[2])
+train(builders.stage_context(folder, yaml.safe_load((folder / sys.argv[3]).read_text())))
+"""
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_and_resume_give_the_undisturbed_bytes(tmp_path: Path) -> None:
+    made = mapping(tmp_path, train={"steps": 24, "save_every": 2, "eval_every": 7})
+    builders.write_recipe(tmp_path / "child.yaml", made)
+    arguments = [sys.executable, "-c", CHILD, str(builders.REPOSITORY), str(tmp_path), "child.yaml", str(torch.get_num_threads())]
+    metrics = tmp_path / "run" / "train" / "metrics.jsonl"
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
+        while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 5):
+            time.sleep(0.002)
+        child.kill()
+        _, errors = child.communicate()
+    assert child.returncode == -signal.SIGKILL, errors.decode()
+    context = builders.stage_context(tmp_path, made)
+    train(context)
+    assert any(message.startswith("Going on from checkpoint-") for message in context.reporter.messages)
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    assert_same(context, undisturbed)
