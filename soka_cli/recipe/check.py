@@ -95,9 +95,8 @@ def take_out(plain: Any, keys: Keys) -> bool:
     """Remove the value at `keys`; False where that would move a list's other entries. A missing one is no trouble."""
     at: Any = plain
     for key in keys[:-1]:
-        if (isinstance(at, dict) and key in at) or (isinstance(at, list) and isinstance(key, int)):
-            at = at[key]
-        else:
+        at = at[int(key)] if isinstance(at, list) else at.get(key) if isinstance(at, dict) else None
+        if at is None:
             return True
     if isinstance(at, dict) and keys:
         at.pop(str(keys[-1]), None)

@@ -1,0 +1,190 @@
+"""Sizes of a base model without its weights: from the packaged table, from config.json, or from a skeleton.
+
+Llamas are worked out from their numbers alone, without torch, so that a plan answers at once; any other model is built on
+the meta device.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.recipe.places import PACKAGE, locate
+from soka_cli.recipe.schema import ModelSection
+
+SHAPE_TABLES = PACKAGE / "recipe" / "shapes"
+WORKED_OUT = ("LlamaForCausalLM",)
+
+
+@dataclass(frozen=True)
+class LinearModule:
+    """A linear layer that can be adapted: y = W x with W of out_features x in_features."""
+
+    name: str
+    out_features: int
+    in_features: int
+
+    @property
+    def kind(self) -> str:
+        """The last part of its name, e.g. q_proj."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What a plan needs to know of a base model.
+
+    Attributes:
+        source: `packaged table`, or the folder that was read.
+        parameters: all of them, tied ones once.
+        hidden, intermediate, layers, vocabulary: widths of the residual stream and the feed-forward, blocks, tokens.
+        attention: width of all query heads together; `key_value`: of all key heads.
+        targets: the modules that `target_modules` names, in the model's order.
+    """
+
+    source: str
+    parameters: int
+    hidden: int
+    intermediate: int
+    layers: int
+    vocabulary: int
+    attention: int
+    key_value: int
+    targets: tuple[LinearModule, ...]
+
+
+def dimensions(model: ModelSection, target_modules: Sequence[str] | str, *, offline: bool = False) -> Dimensions:
+    """The base model's sizes, without weights.
+
+    A folder is read first, then the packaged table, then the Hub's config.json (or its local cache).
+
+    Raises:
+        SokaError: exit 2 where target_modules matches nothing, exit 3 where the model is in none of these places.
+    """
+    place = locate(model.name)
+    tables = shape_table()
+    if not isinstance(place, Path) and model.name in tables:
+        return of_llama(tables[model.name], target_modules, source="packaged table")
+    folder = place if isinstance(place, Path) and (place / "config.json").is_file() else fetched(model, offline)
+    facts = read_facts(folder / "config.json")
+    if facts is not None:
+        return of_llama(facts, target_modules, source=str(folder))
+    return of_skeleton(folder, target_modules)
+
+
+def shape_table() -> dict[str, dict[str, Any]]:
+    """Hub id -> the numbers of its config.json, for models that may be planned without a network."""
+    table: dict[str, dict[str, Any]] = {}
+    for path in sorted(SHAPE_TABLES.glob("*.json")):
+        table |= json.loads(path.read_text(encoding="utf8"))
+    return table
+
+
+def fetched(model: ModelSection, offline: bool) -> Path:
+    """The folder with config.json of a model that is neither here nor in the table."""
+    from soka_cli.models.snapshot import snapshot
+
+    try:
+        return snapshot(model.name, revision=model.revision, offline=offline, weights=False)
+    except SokaError as error:
+        known = f"sizes are packaged for {', '.join(shape_table())}"
+        raise SokaError(
+            error.what, where=error.where, why="; ".join(filter(None, (error.why, known))), hint=error.hint, exit_code=error.exit_code
+        ) from None
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """The numbers of a plain Llama's config.json; None for any other model, or a file that transformers should judge."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(facts, dict) or facts.get("architectures") not in [[name] for name in WORKED_OUT]:
+        return None
+    wanted = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    return facts if all(isinstance(facts.get(name), int) and facts[name] > 0 for name in wanted) else None
+
+
+def of_llama(facts: Mapping[str, Any], target_modules: Sequence[str] | str, *, source: str) -> Dimensions:
+    """A Llama's sizes from the numbers of its config.json."""
+    hidden, intermediate, layers = facts["hidden_size"], facts["intermediate_size"], facts["num_hidden_layers"]
+    heads = facts["num_attention_heads"]
+    head = facts.get("head_dim") or hidden // heads
+    attention, key_value = heads * head, (facts.get("num_key_value_heads") or heads) * head
+    block = {
+        "self_attn.q_proj": (attention, hidden),
+        "self_attn.k_proj": (key_value, hidden),
+        "self_attn.v_proj": (key_value, hidden),
+        "self_attn.o_proj": (hidden, attention),
+        "mlp.gate_proj": (intermediate, hidden),
+        "mlp.up_proj": (intermediate, hidden),
+        "mlp.down_proj": (hidden, intermediate),
+    }
+    biased = {"self_attn": bool(facts.get("attention_bias")), "mlp": bool(facts.get("mlp_bias"))}
+    of_block = sum(out * inner + out * biased[name.partition(".")[0]] for name, (out, inner) in block.items()) + 2 * hidden
+    tables = facts["vocab_size"] * hidden * (1 if facts.get("tie_word_embeddings") else 2)
+    linear = [LinearModule(f"model.layers.{layer}.{name}", *size) for layer in range(layers) for name, size in block.items()]
+    head_module = LinearModule("lm_head", facts["vocab_size"], hidden)
+    return Dimensions(
+        source=source,
+        parameters=tables + layers * of_block + hidden,
+        hidden=hidden,
+        intermediate=intermediate,
+        layers=layers,
+        vocabulary=facts["vocab_size"],
+        attention=attention,
+        key_value=key_value,
+        targets=tuple(chosen([*linear, head_module], target_modules)),
+    )
+
+
+def chosen(linear: Sequence[LinearModule], target_modules: Sequence[str] | str) -> list[LinearModule]:
+    """The modules that PEFT would adapt: whole names or endings (a list), a pattern for the whole name, or all but the output layer.
+
+    Raises:
+        SokaError: exit 2 where nothing matches, listing the kinds there are.
+    """
+    if target_modules == "all-linear":
+        return [module for module in linear if module.name != "lm_head"]
+    if isinstance(target_modules, str):
+        found = [module for module in linear if re.fullmatch(target_modules, module.name)]
+    else:
+        found = [module for module in linear if any(module.name == name or module.name.endswith(f".{name}") for name in target_modules)]
+    if found:
+        return found
+    kinds = list(dict.fromkeys(module.kind for module in linear))
+    asked = target_modules if isinstance(target_modules, str) else ", ".join(target_modules)
+    raise SokaError(
+        f"target_modules ({asked}) matches no linear module",
+        where="adapter.target_modules",
+        why=f"the linear modules are called {', '.join(kinds)}",
+        hint=f"adapter.target_modules='[{', '.join(kinds[:2])}]', or adapter.target_modules=all-linear",
+        exit_code=ExitCode.USAGE,
+    )
+
+
+def of_skeleton(folder: Path, target_modules: Sequence[str] | str) -> Dimensions:
+    """Any model's sizes, from its modules on the meta device."""
+    from soka_cli.models.skeleton import skeleton, targets, ties
+
+    model = skeleton(folder)
+    config = model.config.get_text_config()
+    tied = ties(model)
+    own = {name: parameter for name, parameter in model.named_parameters(remove_duplicate=False) if name not in tied}
+    hidden = config.hidden_size
+    heads = getattr(config, "num_attention_heads", None) or 1
+    head = getattr(config, "head_dim", None) or hidden // heads
+    return Dimensions(
+        source=str(folder),
+        parameters=sum(parameter.numel() for parameter in own.values()),
+        hidden=hidden,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * hidden,
+        layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        attention=heads * head,
+        key_value=(getattr(config, "num_key_value_heads", None) or heads) * head,
+        targets=tuple(LinearModule(one.name, one.out_features, one.in_features) for one in targets(model, target_modules).values()),
+    )

@@ -1,0 +1,95 @@
+"""What a training step holds in a device's memory: an estimate of the first order, each part with its formula.
+
+Symbols: T tokens of a micro-batch (rows x max_length), a bytes of the compute type (2 in bf16, 4 in fp32), h the width of
+the residual stream, f of the feed-forward, d of the query heads together, k of the key heads, L blocks, V tokens of the
+vocabulary. Left out: the allocator's slack, kernels' workspaces, the CUDA context (about 1 GB together on a large GPU).
+"""
+
+from dataclasses import dataclass, fields
+
+from soka_cli.recipe.schema import Recipe
+from soka_cli.stages.dimensions import Dimensions
+from soka_cli.stages.sizes import AdapterSizes
+
+FP32 = 4
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, by what they hold."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def estimate(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> Memory:
+    """The peak of one training step on one device, for an adapter of these sizes."""
+    full = recipe.adapter.method == "full"
+    trained = base.parameters if full else sizes.trained
+    tokens = recipe.train.micro_batch_size * recipe.data.max_length
+    width = BYTES[recipe.train.precision]
+    return Memory(
+        weights=weights(base, FP32 if full or recipe.train.precision == "fp32" else BYTES[recipe.model.dtype]),
+        adapter=adapter(sizes),
+        gradients=gradients(trained),
+        optimizer=optimizer(trained),
+        activations=tokens * (activations(base, width) + (inputs_kept(base, width) if full else adapter_activations(sizes, width))),
+        logits=logits(base, tokens, width),
+    )
+
+
+def weights(base: Dimensions, width: int) -> int:
+    """Every parameter once: parameters x bytes. fp32 where all are trained, and under precision fp32."""
+    return base.parameters * width
+
+
+def adapter(sizes: AdapterSizes) -> int:
+    """What is trained and what stays beside it (theta0 of SoKA, the start of PiSSA), in fp32: 4 (trained + kept)."""
+    return FP32 * (sizes.trained + sizes.kept)
+
+
+def gradients(trained: int) -> int:
+    """One fp32 value for each trained parameter: 4 P."""
+    return FP32 * trained
+
+
+def optimizer(trained: int) -> int:
+    """AdamW's two moments in fp32: 8 P."""
+    return 2 * FP32 * trained
+
+
+def activations(base: Dimensions, width: int) -> int:
+    """Bytes a token that a frozen Llama keeps for the backward pass: L (8 h + a (2 d + 2 k) + 3 a f).
+
+    A block keeps the fp32 input of its two norms (8 h), queries, keys, values and the attention's result (2 d + 2 k), and
+    the gate before and after its activation with the other branch (3 f). Frozen linear layers keep no input. No checkpointing.
+    """
+    return base.layers * (8 * base.hidden + width * (2 * base.attention + 2 * base.key_value) + 3 * width * base.intermediate)
+
+
+def inputs_kept(base: Dimensions, width: int) -> int:
+    """Bytes a token more where every weight is trained, since linear layers then keep their inputs: a L (2 h + d + f)."""
+    return width * base.layers * (2 * base.hidden + base.attention + base.intermediate)
+
+
+def adapter_activations(sizes: AdapterSizes, width: int) -> int:
+    """Bytes a token that the adapted modules keep: a (input + intermediate), summed over them.
+
+    The intermediate of a LoRA module is its r values; of a SoKA module r n p values, twice, since theta and theta0 differ by
+    two Kronecker sums (`adapter/layer.py`).
+    """
+    return width * (sizes.inputs + sizes.intermediates)
+
+
+def logits(base: Dimensions, tokens: int, width: int) -> int:
+    """The scores of every token, T V (a + 12): as computed, their fp32 copy, its log-softmax, and the gradient."""
+    return tokens * base.vocabulary * (width + 3 * FP32)

@@ -1,0 +1,231 @@
+"""soka plan: counts that follow from the shapes alone, without weights, network or transformers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.recipe.load import load_recipe
+from soka_cli.recipe.schema import ModelSection
+from soka_cli.run.layout import RunLayout
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.dimensions import dimensions, shape_table
+from soka_cli.stages.plan import plan
+from tests import builders
+
+LLAMA = "meta-llama/Llama-2-7b-hf"
+SEVEN = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
+
+
+def planned(tmp_path: Path, recipe: str | Path, *overrides: str) -> dict[str, Any]:
+    """The figures of a plan, made offline, read back from plan.json."""
+    layout = RunLayout(tmp_path / "run")
+    outcome = plan(StageContext(loaded=load_recipe(recipe, overrides), layout=layout, offline=True))
+    written = json.loads(layout.plan.read_text())
+    assert written == outcome.figures
+    return written
+
+
+@pytest.mark.parametrize("recipe", ["gsm8k", "math", "mbpp", "gsm8k-train", "math-train", "mbpp-train"])
+def test_a_packaged_recipe_is_planned_without_weights_or_network(recipe: str, tmp_path: Path) -> None:
+    figures = planned(tmp_path, recipe)
+    assert figures["model"] == {"name": LLAMA, "source": "packaged table", "parameters": 6_738_415_616}
+    assert [(one["kind"], one["modules"], one["term_parameters"]) for one in figures["kinds"]] == [
+        ("q_proj", 32, 8193),
+        ("v_proj", 32, 8193),
+    ]
+    assert figures["totals"]["parameters"] == {"from": 64 * 8193, "to": 64 * 16 * 8193}
+
+
+def test_the_papers_size_is_121_terms(tmp_path: Path) -> None:
+    """57 modules of two terms and 7 of one: 991,353."""
+    term = planned(tmp_path, "gsm8k")["kinds"][0]["term_parameters"]
+    assert (57 * 2 + 7) * term == 991_353
+
+
+def test_lora_on_queries_and_values_at_rank_2(tmp_path: Path) -> None:
+    figures = planned(tmp_path, "gsm8k", "adapter.rank={rule: fixed, value: 2}")
+    assert figures["totals"]["lora_parameters"] == {"from": 1_048_576, "to": 1_048_576}
+    assert figures["totals"]["parameters"] == {"from": 2 * 64 * 8193, "to": 2 * 64 * 8193}
+
+
+def test_lora_on_every_linear_module_at_rank_8(tmp_path: Path) -> None:
+    figures = planned(tmp_path, "gsm8k", "adapter={method: lora, target_modules: all-linear, rank: {rule: fixed, value: 8}}")
+    assert figures["totals"]["parameters"] == {"from": 19_988_480, "to": 19_988_480}
+    assert figures["totals"]["modules"] == 7 * 32
+    assert all(one["shape"] is None for one in figures["kinds"])
+
+
+def test_one_term_on_all_seven_projections(tmp_path: Path) -> None:
+    figures = planned(tmp_path, "gsm8k", f"adapter.target_modules={SEVEN}", "adapter.rank={rule: fixed, value: 1}")
+    assert figures["totals"]["parameters"]["from"] == 2_363_616
+    down = next(one for one in figures["kinds"] if one["kind"] == "down_proj")
+    assert down["term_parameters"] == 13_697
+    assert down["lora_parameters"]["from"] == 32 * 15_104
+
+
+def test_a_low_rank_shape_has_room_for_few_terms_in_a_narrow_module(tmp_path: Path) -> None:
+    figures = planned(tmp_path, "gsm8k", "adapter.shape={m: 1, n: 4}")
+    assert figures["kinds"][0]["rank"] == {"from": 1, "to": 4}
+
+
+def test_a_shape_pattern_holds_for_the_modules_that_it_names(tmp_path: Path) -> None:
+    figures = planned(tmp_path, "gsm8k", r"adapter.shape_pattern.layers\.[01]\.self_attn\.v_proj={block: 32}")
+    sizes = {(one["kind"], one["shape"]["p"]): one["modules"] for one in figures["kinds"]}
+    assert sizes == {("q_proj", 64): 32, ("v_proj", 32): 2, ("v_proj", 64): 30}
+
+
+def test_full_training_counts_the_whole_model_and_has_no_components(tmp_path: Path) -> None:
+    figures = planned(tmp_path, "gsm8k", "adapter={method: full}")
+    assert figures["kinds"] == []
+    assert figures["totals"]["parameters"] == {"from": 6_738_415_616, "to": 6_738_415_616}
+    memory = figures["memory"]["from"]
+    assert (memory["weights"], memory["gradients"], memory["optimizer"]) == tuple(factor * 6_738_415_616 for factor in (4, 4, 8))
+
+
+def test_the_memory_parts_are_counts_times_bytes(tmp_path: Path) -> None:
+    memory = planned(tmp_path, "gsm8k")["memory"]
+    trained = 64 * 16 * 8193
+    assert memory["to"]["weights"] == 2 * 6_738_415_616
+    assert memory["to"]["adapter"] == 4 * 2 * trained
+    assert memory["to"]["gradients"] == 4 * trained
+    assert memory["to"]["optimizer"] == 8 * trained
+    assert memory["to"]["total"] == sum(value for name, value in memory["to"].items() if name != "total")
+
+
+def test_a_micro_batch_twice_as_large_keeps_twice_the_activations_and_no_more_weights(tmp_path: Path) -> None:
+    small = planned(tmp_path, "gsm8k")["memory"]["to"]
+    large = planned(tmp_path, "gsm8k", "train.micro_batch_size=8")["memory"]["to"]
+    assert large["activations"] == 2 * small["activations"]
+    assert large["logits"] == 2 * small["logits"]
+    for name in ("weights", "adapter", "optimizer"):
+        assert large[name] == small[name]
+
+
+def test_steps_follow_from_rows_batch_and_epochs(tmp_path: Path) -> None:
+    training = planned(tmp_path, "gsm8k", "train.epochs=2")["training"]
+    assert (training["rows"], training["steps"]) == (100_000, 2 * 782)
+    assert training["tokens"] is None
+    assert training["tokens_at_most"] == 200_000 * 512
+
+
+def test_rows_behind_a_filter_are_not_guessed(tmp_path: Path) -> None:
+    training = planned(tmp_path, "mbpp")["training"]
+    assert (training["rows"], training["steps"]) == (None, None)
+
+
+def test_local_data_and_tokenizer_give_the_exact_tokens_of_training(tmp_path: Path, llama_folder: Path) -> None:
+    from soka_cli.data.encode import encode_rows
+    from soka_cli.data.load import load_rows
+    from soka_cli.models.base import load_tokenizer
+
+    rows = builders.gsm8k_file(tmp_path)
+    overrides = (f"model.name={llama_folder}", f"data.train.path={rows}", "train.epochs=2", "train.batch_size=8", "data.max_length=128")
+    training = planned(tmp_path, "gsm8k-train", *overrides)["training"]
+    recipe = load_recipe("gsm8k-train", overrides).recipe
+    encoded, ledger = encode_rows(
+        load_tokenizer(recipe.model), load_rows(str(rows)), source=recipe.data.train, template=recipe.data.template, max_length=128
+    )
+    assert training["rows"] == len(encoded)
+    assert training["tokens"] == 2 * ledger.tokens
+    assert training["steps"] == 2 * -(-len(encoded) // 8)
+
+
+@pytest.mark.parametrize(
+    "overrides", [("train.steps=7",), ("train.epochs=1.5",), ("train.batch_size=8", "train.epochs=3"), ("train.steps=40",)]
+)
+def test_planned_steps_are_those_that_training_takes(overrides: list[str]) -> None:
+    from soka_cli.stages import length, train
+
+    recipe = load_recipe("gsm8k-train", overrides).recipe
+    for rows in (1, 7, 8, 9, 1000):
+        assert length.steps_in_all(recipe, rows) == train.steps_in_all(recipe, rows)
+
+
+def test_a_llama_worked_out_from_its_numbers_is_the_one_that_transformers_builds(llama_folder: Path) -> None:
+    from soka_cli.models.skeleton import skeleton, targets
+
+    model = skeleton(llama_folder)
+    for choice in (["q_proj", "down_proj"], "all-linear", r".*\.[kv]_proj", ["lm_head", "layers.1.mlp.up_proj"]):
+        worked_out = dimensions(ModelSection(name=str(llama_folder)), choice)
+        built = targets(model, choice)
+        assert [(one.name, one.out_features, one.in_features) for one in worked_out.targets] == [
+            (one.name, one.out_features, one.in_features) for one in built.values()
+        ]
+        assert worked_out.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_packaged_table_is_what_transformers_builds() -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    assert len(shape_table()) == 3
+    for name, facts in shape_table().items():
+        with torch.device("meta"):
+            model = LlamaForCausalLM(LlamaConfig(**{**facts, "num_hidden_layers": 2}))
+        two_layers = dimensions_of({**facts, "num_hidden_layers": 2})
+        assert two_layers.parameters == sum(parameter.numel() for parameter in model.parameters()), name
+
+
+def dimensions_of(facts: dict[str, Any]) -> Any:
+    from soka_cli.stages.dimensions import of_llama
+
+    return of_llama(facts, "all-linear", source="test")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "opt"])
+def test_other_models_are_planned_from_a_skeleton(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    model = builders.tiny_model(kind)
+    model.config.save_pretrained(folder)
+    figures = planned(
+        tmp_path, "gsm8k", f"model.name={folder}", "adapter.target_modules=all-linear", "adapter.rank={rule: fixed, value: 1}"
+    )
+    assert figures["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert figures["totals"]["modules"] > 0
+
+
+def test_targets_that_match_nothing_are_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(SokaError) as caught:
+        planned(tmp_path, "gsm8k", "adapter.target_modules=[c_attn]")
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head" in caught.value.why
+
+
+def test_a_target_that_matches_nothing_beside_one_that_does_is_said(tmp_path: Path) -> None:
+    loaded = load_recipe("gsm8k", ["adapter.target_modules=[q_proj, c_attn]"])
+    outcome = plan(StageContext(loaded=loaded, layout=RunLayout(tmp_path / "run"), offline=True))
+    assert "c_attn in target_modules matches nothing" in outcome.notes
+
+
+def test_a_shape_that_does_not_divide_names_the_module_and_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(SokaError) as caught:
+        planned(tmp_path, "gsm8k", "adapter.shape={block: 48}")
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert "model.layers.0.self_attn.q_proj" in caught.value.what
+    assert "32 and 64" in caught.value.why
+
+
+def test_a_model_that_is_nowhere_is_refused_with_the_packaged_sizes(tmp_path: Path) -> None:
+    with pytest.raises(SokaError) as caught:
+        planned(tmp_path, "gsm8k", "model.name=acme/unknown")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert LLAMA in caught.value.why
+
+
+def test_a_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(SokaError) as caught:
+        planned(tmp_path, "gsm8k")
+    assert caught.value.exit_code == ExitCode.RUN
+
+
+def test_planning_a_packaged_recipe_loads_no_transformers() -> None:
+    heavy = ("transformers", "peft", "datasets")
+    code = f"import sys; from soka_cli.stages.plan import plan; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
