@@ -1,5 +1,6 @@
 """Runs a verb's body and turns whatever happens into an exit code and something a person can use."""
 
+import logging
 import os
 import tempfile
 import traceback
@@ -14,6 +15,9 @@ from soka_cli.errors import ExitCode, SokaError
 if TYPE_CHECKING:
     from soka_cli.run.reporter import Reporter
     from soka_cli.stages.outcome import Outcome
+
+
+CHATTY = ("bitsandbytes", "torchao", "huggingface_hub")
 
 
 def answer(request: Request, body: Callable[["Reporter"], "Outcome"]) -> int:
@@ -50,6 +54,10 @@ def set_libraries(request: Request) -> None:
             os.environ[name] = "1"
     if request.verbose:
         os.environ["TRANSFORMERS_VERBOSITY"] = "info"
+        return
+    logging.captureWarnings(True)  # what the user should know comes through the reporter
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def interruption(request: Request, code: ExitCode) -> SokaError:

@@ -157,6 +157,7 @@ class PlainTask:
         self.count = 0.0
         self.figures: dict[str, float | str] = {}
         self.started = self.shown = time.monotonic()
+        self.shown_count = -1.0
 
     def advance(self, amount: float = 1, **figures: float | str) -> None:
         self.count += amount
@@ -165,12 +166,12 @@ class PlainTask:
             self.show()
 
     def show(self) -> None:
-        self.shown = time.monotonic()
+        self.shown, self.shown_count = time.monotonic(), self.count
         elapsed = self.shown - self.started
         left = f", {elapsed / self.count * (self.total - self.count):.0f} s left" if self.total and self.count else ""
         of = f"/{self.total:g}" if self.total else ""
         self.reporter.say(f"{self.title}: {self.count:g}{of} {self.unit}, {elapsed:.0f} s{left} {figures_text(self.figures)}".rstrip())
 
     def end(self) -> None:
-        if time.monotonic() - self.started >= 1.0:
+        if time.monotonic() - self.started >= 1.0 and self.count != self.shown_count:
             self.show()
