@@ -1,6 +1,5 @@
 """SokaConfig: what a SoKA adapter is made of, in PEFT's terms."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,16 +35,8 @@ def _find(pattern: dict[str, Any], module_name: str) -> Any:
     return pattern.get(get_pattern_key(pattern.keys(), module_name))
 
 
-def _option(default: Any, help_text: str) -> Any:
-    metadata = {"help": help_text}
-    return field(default_factory=default, metadata=metadata) if callable(default) else field(default=default, metadata=metadata)
-
-
 def _default_rank() -> dict[str, Any]:
     return {"rule": "min", "tau": 0.90, "elbow": "gap", "max": 16}
-
-
-_NO_PATTERN: Callable[[], dict[str, Any]] = dict
 
 
 @dataclass
@@ -60,20 +51,37 @@ class SokaConfig(PeftConfig):
         ValueError: an unknown shape, rank rule or start; layer fields together with a pattern in `target_modules`.
     """
 
-    target_modules: list[str] | str | None = _option(
-        None, "Name endings (list), a pattern (string) or all-linear; none takes the architecture's usual query and value projections."
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Name endings (list), a pattern (string) or all-linear; none takes what PEFT's LoRA does for the architecture."},
     )
-    exclude_modules: list[str] | str | None = _option(None, "Name endings (list) or a pattern (string) of modules to leave out.")
-    layers_to_transform: list[int] | int | None = _option(None, "Layer numbers to adapt; needs target_modules as a list.")
-    layers_pattern: list[str] | str | None = _option(None, "Name of the list of layers, where its place in module names is not the usual one.")
-    modules_to_save: list[str] | None = _option(None, "Modules trained and saved whole beside the adapter.")
-    shape: str | dict[str, int] = _option("balanced", "Factor sizes: balanced, {block: B} or {m: M, n: N}.")
-    shape_pattern: dict[str, Any] = _option(_NO_PATTERN, "Shapes of modules whose name is, or ends in a match of, the key.")
-    rank: dict[str, Any] = _option(_default_rank, "Rule that chooses the number of terms, e.g. {rule: fixed, value: 4}.")
-    rank_pattern: dict[str, int] = _option(_NO_PATTERN, "Number of terms of modules whose name is, or ends in a match of, the key.")
-    init: str = _option("weight", "Where the terms come from: weight, the leading terms of the module's own weight.")
-    init_weights: bool = _option(True, "True starts as the base model; False starts away from it, which only tests want.")
-    seed: int = _option(0, "Seed of the decomposition; each module derives its own from this and its name.")
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Name endings (list) or a pattern (string) of modules to leave out."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Layer numbers to adapt; needs target_modules as a list."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of layers, where its place in module names is not the usual one."}
+    )
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole beside the adapter."})
+    shape: str | dict[str, int] = field(default="balanced", metadata={"help": "Factor sizes: balanced, {block: B} or {m: M, n: N}."})
+    shape_pattern: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Shapes of modules whose name is, or ends in a match of, the key."}
+    )
+    rank: dict[str, Any] = field(
+        default_factory=_default_rank, metadata={"help": "Rule that chooses the number of terms, e.g. {rule: fixed, value: 4}."}
+    )
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "Number of terms of modules whose name is, or ends in a match of, the key."}
+    )
+    init: str = field(
+        default="weight", metadata={"help": "Where the terms come from: weight, the leading terms of the module's own weight."}
+    )
+    init_weights: bool = field(
+        default=True, metadata={"help": "True starts as the base model; False starts away from it, which only tests want."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the decomposition; each module derives its own from this and its name."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

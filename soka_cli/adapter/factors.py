@@ -33,7 +33,7 @@ def weight_digest(weight: Tensor) -> str:
     fp16 is rounded twice and does not.)
     """
     rounded = weight.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
-    return hashlib.sha256(rounded.view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(rounded.view(torch.uint8).numpy().data).hexdigest()
 
 
 def write_factors(path: Path, modules: Mapping[str, KronFactors], digests: Mapping[str, str], *, base: str) -> None:

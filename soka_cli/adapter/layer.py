@@ -1,6 +1,7 @@
 """A frozen linear layer with SoKA adapters on it."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,14 @@ class SokaLayer(BaseTunerLayer):
     adapter_layer_names = TRAINED
     other_param_names = START
 
+    # What PEFT's base class provides, for the type checker.
+    active_adapters: list[str]
+    get_base_layer: Callable[[], nn.Module]
+    get_base_weight: Callable[[], Tensor]
+    set_base_weight: Callable[[Tensor], None]
+    _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
+    _get_base_layer_device_and_dtype: Callable[[nn.Module], tuple[torch.device | None, torch.dtype | None]]
+
     def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
         self.base_layer = base_layer
         self.soka_U = nn.ParameterDict()
@@ -38,7 +47,7 @@ class SokaLayer(BaseTunerLayer):
         self.soka_start_V = BufferDict(persistent=True)
         self.soka_start_sigma = BufferDict(persistent=True)
         self._disable_adapters = False
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
         self._pristine: Tensor | None = None  # the base weight as it was, while adapters are merged
         base = self.get_base_layer()
@@ -72,7 +81,8 @@ class SokaLayer(BaseTunerLayer):
 
     def _weight_device(self) -> torch.device:
         base = self.get_base_layer()
-        return getattr(base, "qweight", base.weight).device
+        device, _ = self._get_base_layer_device_and_dtype(base)
+        return next(base.parameters()).device if device is None else device
 
     def _decompose(self, shape: KronShape, rule: RankRule, seed: int, module_name: str) -> KronFactors:
         weight = self.get_base_weight() if self._pristine is None else self._pristine
@@ -224,7 +234,7 @@ class Linear(nn.Module, SokaLayer):
         if not self.merged or self._pristine is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        weight = self.get_base_layer().weight
+        weight: Any = self.get_base_layer().weight
         dtype = self._pristine.dtype if self.quantization_backend is not None else weight.dtype
         self.set_base_weight(self._pristine.to(weight.device, dtype))
         self._pristine = None

@@ -23,7 +23,7 @@ class SokaModel(BaseTuner):
 
     prefix = "soka_"
     tuner_layer_cls = SokaLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.copy()
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(
         self,
@@ -69,7 +69,8 @@ def targeted_modules(model: nn.Module, config: SokaConfig) -> dict[str, nn.Modul
     """The modules of a base model that the config adapts, by their names; by PEFT's own rules, changing neither."""
     config = copy.deepcopy(config)
     if config.target_modules is None:
-        config.target_modules = set(SokaModel.target_module_mapping.get(BaseTuner.get_model_config(model).get("model_type"), ()))
+        usual = SokaModel.target_module_mapping.get(BaseTuner.get_model_config(model).get("model_type"), [])
+        config.target_modules = usual if isinstance(usual, str) else list(usual)
     config = _maybe_include_all_linear_layers(config, model)
     return {name: module for name, module in model.named_modules() if name and SokaModel._check_target_module_exists(config, name)}
 
