@@ -263,5 +263,4 @@ def _missing(layout: RunLayout, recipe: Recipe, stages: dict[str, StageRecord], 
     judged = {(score.name, score.kind) for score in scores}
     for entry in recipe.eval:
         if absent := [kind for kind in KINDS if (entry.folder, kind) not in judged]:
-            commands = "; ".join(f"soka eval --model {kind} --run {run}" for kind in absent)
-            yield f"{entry.folder} is not scored for {', '.join(absent)}: {commands}"
+            yield f"{entry.folder} is not scored for {', '.join(absent)}: soka eval --run {run}"

@@ -11,6 +11,7 @@ from soka_cli.kron import KronFactors, term_spectrum, update_terms
 from soka_cli.run.write import damaged
 
 PREFIX = "base_model.model."  # PEFT's, in front of the module's name in the transformers model
+# the adapter layer's names, repeated because reading them there costs seconds of imports; a test compares the two
 TRAINED = ("soka_U", "soka_V", "soka_sigma")
 START = ("soka_start_U", "soka_start_V", "soka_start_sigma")
 

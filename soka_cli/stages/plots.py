@@ -39,15 +39,17 @@ def curve(
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, color=colour, linewidth=1.4, marker="o" if len(points) <= 20 else "", markersize=3.5, label=label)
         if limit is not None:
-            axes.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=limit_name)
+            axes.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=f"{limit_name} {limit:g}")
         axes.set_xlabel("optimizer step")
         if len(series) > 1 or limit is not None:
-            axes.legend(frameon=False, fontsize=9)
+            _legend(axes)
         return Plot(name, title, alt, _svg(figure, name, alt))
 
 
 def spectra(name: str, title: str, spectra: Sequence[Sequence[float]], ranks: Sequence[int], *, alt: str) -> Plot:
-    """Singular values relative to the first, a line for each module (later layers darker), a dot at the last kept term."""
+    """Singular values relative to the first, a line for each module (later layers stronger), a dot at the last kept term."""
+    from matplotlib.ticker import MaxNLocator
+
     with _figure(title) as (figure, axes):
         for index, (sigma, rank) in enumerate(zip(spectra, ranks, strict=True)):
             share = [value / sigma[0] if sigma[0] else 0.0 for value in sigma]
@@ -56,7 +58,7 @@ def spectra(name: str, title: str, spectra: Sequence[Sequence[float]], ranks: Se
             axes.plot([rank], [share[rank - 1]], color=SECOND, marker="o", markersize=4.5, alpha=opacity, linestyle="")
         axes.set_xlabel("term k")
         axes.set_ylabel("sigma k / sigma 1")
-        axes.set_ylim(bottom=0.0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return Plot(name, title, alt, _svg(figure, name, alt))
 
 
@@ -83,8 +85,13 @@ def score_bars(name: str, title: str, scores: Mapping[str, Mapping[str, tuple[fl
         axes.set_ylim(len(scores) - 0.5, -0.5)
         axes.set_xlim(-2, 102)
         axes.set_xlabel("right answers, %")
-        axes.legend(frameon=False, fontsize=9, ncols=len(metrics), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        _legend(axes)
         return Plot(name, title, alt, _svg(figure, name, alt))
+
+
+def _legend(axes: "Axes") -> None:
+    """Above the axes, where no line runs through it."""
+    axes.legend(frameon=False, fontsize=9, ncols=len(SERIES), loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=0.2)
 
 
 @contextmanager

@@ -110,6 +110,7 @@ def contents(context: StageContext, findings: Findings, update_norms: dict[str, 
         "method": context.recipe.adapter.method,
         "missing": list(findings.missing),
         "trainable_parameters": findings.trainable_parameters,
+        "headlines": headlines(findings),
         "scores": [{"name": score.name, "kind": score.kind, **score.scores.model_dump()} for score in findings.scores],
         "agreements": findings.agreements,
         "training": training_figures(findings),
@@ -119,12 +120,36 @@ def contents(context: StageContext, findings: Findings, update_norms: dict[str, 
         "recipe": to_mapping(context.recipe),
         "recipe_yaml": to_yaml(context.recipe),
         "stages": {name: record.model_dump(include=set(STAGE_FIELDS)) for name, record in findings.stages.items()},
-        "environments": {name: found.model_dump(exclude={"training"}) for name, found in findings.environments.items()},
+        "environments": environments(findings),
         "repeat": f"soka run --recipe {run}/recipe.yaml --run {run}-again",
     }
 
 
 STAGE_FIELDS = ("status", "started", "finished", "seconds", "command", "error")
+
+
+def headlines(findings: Findings) -> list[dict[str, Any]]:
+    """Per evaluation, its first metric for the base and for the adapter; null where one was not asked."""
+    lines = []
+    for name in dict.fromkeys(score.name for score in findings.scores):
+        asked = {score.kind: score.scores.metrics for score in findings.scores if score.name == name}
+        metric = next(iter(next(iter(asked.values()))), "")
+        values = {kind: asked[kind][metric].value if metric in asked.get(kind, {}) else None for kind in ("base", "adapter")}
+        lines.append({"evaluation": name, "metric": metric, **values})
+    return lines
+
+
+def environments(findings: Findings) -> list[dict[str, Any]]:
+    """What the stages ran on; stages of one and the same environment together."""
+    found: list[dict[str, Any]] = []
+    for name, environment in findings.environments.items():
+        described = environment.model_dump(exclude={"training"})
+        same = next((one for one in found if {**one, "stages": None} == {"stages": None, **described}), None)
+        if same is not None:
+            same["stages"].append(name)
+        else:
+            found.append({"stages": [name], **described})
+    return found
 
 
 def training_figures(findings: Findings) -> dict[str, Any] | None:
@@ -143,13 +168,13 @@ def training_figures(findings: Findings) -> dict[str, Any] | None:
         "first_eval_loss": evaluated[0] if evaluated else None,
         "last_eval_loss": evaluated[-1] if evaluated else None,
         "largest_grad_norm": max(norms, default=None),
-        "median_tokens_per_s": _median([step.tokens_per_s for step in steps if step.tokens_per_s is not None]),
+        "tokens_per_s": _median([step.tokens_per_s for step in steps if step.tokens_per_s is not None]),
         "memory_bytes": max((step.memory_bytes for step in steps if step.memory_bytes is not None), default=None),
     }
 
 
-def _median(values: list[float]) -> float | None:
-    return sorted(values)[len(values) // 2] if values else None
+def _median(values: list[float]) -> int | None:
+    return round(sorted(values)[len(values) // 2]) if values else None
 
 
 def kinds(findings: Findings) -> list[dict[str, Cell]]:

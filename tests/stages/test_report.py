@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -125,15 +126,27 @@ def make_whole_run(folder: Path) -> StageContext:
     return context
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+    return make_whole_run(tmp_path_factory.mktemp("template"))
+
+
+def copied(template: StageContext, folder: Path) -> StageContext:
+    """The same run in another place: a run directory can be moved."""
+    context = make_context(folder)
+    shutil.copytree(template.layout.root, context.layout.root)
+    return context
+
+
 @pytest.fixture
-def whole(tmp_path: Path) -> StageContext:
-    return make_whole_run(tmp_path)
+def whole(template: StageContext, tmp_path: Path) -> StageContext:
+    return copied(template, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
+def reported(template: StageContext, tmp_path_factory: pytest.TempPathFactory) -> StageContext:
     """A whole run with its report; read it, never write into it."""
-    context = make_whole_run(tmp_path_factory.mktemp("reported"))
+    context = copied(template, tmp_path_factory.mktemp("reported"))
     report(context)
     return context
 
@@ -259,6 +272,13 @@ def test_the_spectra_after_training_are_those_of_the_dense_difference(reported: 
         assert rows[name]["relative_update"] == pytest.approx(float(difference.norm()) / norm, rel=1e-5)
 
 
+def test_the_tensor_names_read_are_those_that_the_adapter_writes() -> None:
+    from soka_cli.adapter import layer
+    from soka_cli.stages import learnt
+
+    assert (learnt.TRAINED, learnt.START) == (layer.TRAINED, layer.START)
+
+
 def test_a_second_report_of_an_unchanged_run_says_so_and_writes_nothing(whole: StageContext) -> None:
     report(whole)
     before = whole.layout.report_page.stat()
@@ -294,8 +314,7 @@ def test_a_partial_run_is_reported_and_says_what_is_missing(tmp_path: Path) -> N
     assert outcome.figures["missing"] == [
         f"train has not run: soka train --run {context.layout.root}",
         f"merge has not run: soka merge --run {context.layout.root}",
-        "gsm8k-plain is not scored for base, adapter, merged: "
-        + "; ".join(f"soka eval --model {kind} --run {context.layout.root}" for kind in ("base", "adapter", "merged")),
+        f"gsm8k-plain is not scored for base, adapter, merged: soka eval --run {context.layout.root}",
     ]
     words = "".join(page_of(context).words)
     assert "This run is not whole." in words
@@ -343,15 +362,15 @@ DAMAGES: dict[str, Callable[[RunLayout], Path]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{}\n", b'{"step": 1, "modules": [{}]}\n', b"\x80\x81\n"], ids=["empty", "bare", "fields", "bytes"]
-)
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_file_is_named(whole: StageContext, name: str, content: bytes) -> None:
-    if (name, content) in (("metrics", b""), ("predictions", b"")):
-        pytest.skip("an empty append file is one that was just begun")
+CONTENTS = {"empty": b"", "bare": b"{}\n", "fields": b'{"step": 1, "modules": [{}]}\n', "bytes": b"\x80\x81\n"}
+# an empty append file is one that was just begun
+DAMAGED = [(name, kind) for name in DAMAGES for kind in CONTENTS if not (kind == "empty" and name in ("metrics", "predictions"))]
+
+
+@pytest.mark.parametrize(("name", "kind"), DAMAGED)
+def test_a_damaged_file_is_named(whole: StageContext, name: str, kind: str) -> None:
     path = DAMAGES[name](whole.layout)
-    path.write_bytes(content)
+    path.write_bytes(CONTENTS[kind])
     with pytest.raises(SokaError) as raised:
         report(whole)
     assert raised.value.exit_code == ExitCode.RUN
