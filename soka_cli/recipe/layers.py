@@ -51,10 +51,9 @@ def lay_over(below: Node, above: Node, path: Keys = ()) -> Node:
     return Node(merged, above.place, above.folder, above.overriding)
 
 
-def apply_overrides(root: Node, overrides: Sequence[str], folder: Path, mistakes: list[Mistake]) -> Node:
-    """`root` with dotted overrides (`train.lr=1e-4`, `eval.0.limit=10`) set in it; a null takes an option away."""
+def apply_overrides(root: Node, overrides: Sequence[str], folder: Path, mistakes: list[Mistake]) -> None:
+    """Set dotted overrides (`train.lr=1e-4`, `eval.0.limit=10`) in `root`; a null takes an option away."""
     before = root.plain()
-    changed = copy(root)
     for text in overrides:
         place = f"override {text}"
         key, equals, written = text.partition("=")
@@ -67,20 +66,9 @@ def apply_overrides(root: Node, overrides: Sequence[str], folder: Path, mistakes
         mistakes += reading.mistakes
         if reading.mistakes:
             continue
-        if complaint := set_value(changed, path, value):
+        if complaint := set_value(root, path, value):
             mistakes.append(Mistake(place, complaint))
-    drop_sent_away(changed, before, ())
-    return changed
-
-
-def copy(node: Node) -> Node:
-    """The node with containers of its own."""
-    value = node.value
-    if isinstance(value, dict):
-        value = {key: copy(child) for key, child in value.items()}
-    elif isinstance(value, list):
-        value = [copy(child) for child in value]
-    return Node(value, node.place, node.folder, node.overriding)
+    drop_sent_away(root, before, ())
 
 
 def set_value(root: Node, path: Keys, value: Node) -> str | None:

@@ -54,7 +54,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, folder: Pa
     root, text = read_layers(path, folder, mistakes)
     recipe = None
     if root is not None:
-        root = apply_overrides(root, overrides, folder, mistakes)
+        apply_overrides(root, overrides, folder, mistakes)
         settle_locations(root)
         recipe = check(root, mistakes)
     raise_all(mistakes, label(path, folder))
