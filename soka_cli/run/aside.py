@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from soka_cli.run.layout import RunLayout
-from soka_cli.run.manifest import StageRecord
+from soka_cli.run.manifest import Manifest, StageRecord
 from soka_cli.run.write import bytes_under, remove, sync_folder, write_json
 
 
@@ -44,6 +44,20 @@ def set_aside(layout: RunLayout, stage: str, folders: Sequence[Path], record: St
     if record is not None:
         write_json(target / "stage.json", record.model_dump(mode="json"))
     return target
+
+
+def retire(layout: RunLayout, stage: str, folders: Sequence[Path]) -> Path | None:
+    """Set a stage aside and drop its record, so that the next run of it begins afresh; the caller holds the run's lock.
+
+    Killed in between, it is simply repeated: the record goes last.
+
+    Returns:
+        The folder under `.old/`, None where there was nothing to move.
+    """
+    manifest = Manifest.read(layout.manifest)
+    moved = set_aside(layout, stage, folders, manifest.stages.get(stage))
+    manifest.without_stage(stage).write(layout.manifest)
+    return moved
 
 
 def free_name(parent: Path, name: str) -> Path:

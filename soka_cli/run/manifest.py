@@ -74,6 +74,10 @@ class Manifest(Entry):
         """The manifest with one stage's record replaced; the order of the stages stays."""
         return self.model_copy(update={"stages": {**self.stages, name: record}})
 
+    def without_stage(self, name: str) -> "Manifest":
+        """The manifest with one stage's record dropped."""
+        return self.model_copy(update={"stages": {known: record for known, record in self.stages.items() if known != name}})
+
 
 def refuse_other_version(value: Any, path: Path) -> None:
     """A manifest of another schema version is refused by name rather than misread (version 1 is the first)."""

@@ -22,7 +22,6 @@ def demo(context: StageContext) -> Outcome:
         SokaError: whatever a stage raises.
     """
     ran = run(context)
-    layout = context.layout
     said = ("every stage was done before, so nothing was computed again",) if ran.status == "already done" else ()
     examples = example_answers(context)
     return replace(
@@ -31,12 +30,7 @@ def demo(context: StageContext) -> Outcome:
         figures={**ran.figures, **before_and_after(context), "examples": examples},
         tables=(*ran.tables, *(answer_table(example) for example in examples)),
         notes=(*said, *ran.notes, HONEST),
-        next_commands=(
-            f"soka generate --run {layout.root} --prompt 'Question: Tom has 12 coins. He finds 9 more. How many coins has he?'",
-            f"soka eval --run {layout.root} --model adapter --show 3",
-            "soka recipes",
-            "soka plan --recipe gsm8k.yaml",
-        ),
+        next_commands=(*ran.next_commands, "soka recipes", "soka plan --recipe gsm8k.yaml"),
     )
 
 

@@ -1,14 +1,18 @@
 """The whole pipeline: every stage in its order, each of which knows whether it is done already."""
 
-from dataclasses import replace
+import shlex
+from collections.abc import Callable
 from typing import Any
 
+from soka_cli.run.aside import retire
 from soka_cli.run.lock import RunLock
+from soka_cli.run.manifest import Manifest
 from soka_cli.run.write import read_json
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.outcome import Cell, Outcome, Table
 
-KINDS = ("base", "adapter", "merged")
+TUNED = ("adapter", "merged")
+KINDS = ("base", *TUNED)
 
 
 def run(context: StageContext) -> Outcome:
@@ -26,31 +30,42 @@ def run(context: StageContext) -> Outcome:
     from soka_cli.stages.report import report
     from soka_cli.stages.train import train
 
-    asked = bool(context.recipe.eval)
-    if asked:
-        prepare_exams(context.recipe, offline=context.offline)
+    exams = prepare_exams(context.recipe, offline=context.offline) if context.recipe.eval else []
     outcomes: list[Outcome] = []
+
+    def step(title: str, stage: Callable[..., Outcome], *arguments: Any) -> None:
+        outcomes.append(stage(*arguments))
+        context.reporter.say(f"{title}: {outcomes[-1].status}")
+
     with RunLock(context.layout.lock, context.command):
         if context.recipe.adapter.method == "soka":
-            outcomes.append(decompose(context))
-        outcomes.append(train(context))
-        after = follow(context, outcomes)
-        if asked:
-            outcomes += [evaluate(context, ["base"]), evaluate(after, ["adapter"])]
-        outcomes.append(merge(after))
-        if asked and context.layout.merged_model.is_dir():  # method full leaves nothing to merge
-            outcomes.append(evaluate(after, ["merged"]))
-        outcomes.append(report(after))
-    return outcome(context, outcomes)
+            step("decompose", decompose, context)
+        step("train", train, context)
+        retire_outdated(context)
+        if exams:
+            step("evaluate the base", evaluate, context, ["base"])
+            step("evaluate the adapter", evaluate, context, ["adapter"])
+        step("merge", merge, context)
+        if exams and context.layout.merged_model.is_dir():  # method full leaves nothing to merge
+            step("evaluate the merged model", evaluate, context, ["merged"])
+        step("report", report, context)
+    return outcome(context, outcomes, exams[0].prompts[0] if exams else "Hello")
 
 
-def follow(context: StageContext, outcomes: list[Outcome]) -> StageContext:
-    """The context of the stages behind training: those of an earlier adapter are set aside where this run made a new one."""
-    return replace(context, force=context.force or outcomes[-1].status == "done")
+def retire_outdated(context: StageContext) -> None:
+    """Set aside what was made of an earlier adapter: the user asked for more training, and so for its results anew."""
+    layout = context.layout
+    stages = Manifest.read(layout.manifest).stages
+    trained = stages["train"].finished or ""
+    followers = {f"eval/{entry.folder}-{kind}": layout.evaluation(entry.folder, kind) for entry in context.recipe.eval for kind in TUNED}
+    for name, folder in {"merge": layout.merge, **followers}.items():
+        if name in stages and stages[name].started < trained:
+            moved = retire(layout, name, [folder])
+            context.reporter.say(f"{name}: made of an earlier adapter, kept in {moved}")
 
 
-def outcome(context: StageContext, outcomes: list[Outcome]) -> Outcome:
-    """The scores side by side, and where to look."""
+def outcome(context: StageContext, outcomes: list[Outcome], prompt: str) -> Outcome:
+    """The scores side by side, and where to look; `prompt` is one to try the adapter with."""
     layout = context.layout
     scores = read_scores(context)
     agreement: dict[str, Any] = next((one.figures["agreement"] for one in reversed(outcomes) if "agreement" in one.figures), {})
@@ -68,8 +83,14 @@ def outcome(context: StageContext, outcomes: list[Outcome]) -> Outcome:
         },
         tables=(scores_table(scores),) if scores else (),
         notes=(*agreement_notes(agreement), *unasked(context), f"report: {layout.report_page}"),
-        next_commands=(f"soka eval --run {layout.root} --show 2", f"soka generate --run {layout.root} --prompt 'Question: ...'"),
+        next_commands=(f"soka eval --run {shlex.quote(str(layout.root))} --show 2", generate_command(context, prompt)),
     )
+
+
+def generate_command(context: StageContext, prompt: str) -> str:
+    """A command that a shell takes as it is, line breaks in the prompt included."""
+    text = prompt.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"soka generate --run {shlex.quote(str(context.layout.root))} --prompt $'{text}'"
 
 
 def read_scores(context: StageContext) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from soka_cli.run.aside import retire
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.manifest import Manifest
 from soka_cli.run.write import UNFINISHED, atomic_folder
@@ -68,6 +69,20 @@ def test_a_forced_run_killed_at_any_step_loses_neither_the_old_stage_nor_the_dir
         shutil.rmtree(layout.set_aside)
 
     assert every_kill(lambda: do_stage(layout, CHANGED, force=True), check) > 10
+
+
+def test_a_stage_retired_and_killed_at_any_step_is_retired_by_doing_it_again(layout: RunLayout) -> None:
+    do_stage(layout)
+
+    def check(step: int) -> None:
+        retire(layout, "train", [layout.train])
+        assert "train" not in Manifest.read(layout.manifest).stages
+        assert not layout.train.exists()
+        assert len(list(layout.set_aside.rglob("weights"))) == 1
+        shutil.rmtree(layout.set_aside)
+        do_stage(layout)
+
+    assert every_kill(lambda: retire(layout, "train", [layout.train]), check) > 4
 
 
 def test_a_folder_killed_at_any_step_is_the_old_one_the_new_one_or_absent(tmp_path: Path) -> None:
