@@ -82,7 +82,7 @@ def keys_of(error: Any) -> Keys:
 
 
 def split(dotted: str) -> Keys:
-    return tuple(int(key) if key.isdigit() else key for key in dotted.split("."))
+    return tuple(int(key) if key.isdecimal() else key for key in dotted.split("."))
 
 
 def touches(error: Any, taken: Iterable[Keys]) -> bool:
@@ -106,7 +106,7 @@ def take_out(plain: Any, keys: Keys) -> bool:
 
 def order(place: str) -> tuple[str, int]:
     file, _, line = place.rpartition(":")
-    return (file, int(line)) if line.isdigit() else (place, 0)
+    return (file, int(line)) if line.isdecimal() else (place, 0)
 
 
 def place_of(keys: Keys, root: Node) -> str:

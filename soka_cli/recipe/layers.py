@@ -29,7 +29,7 @@ GOES_WITH: dict[Keys, dict[str, tuple[str, ...]]] = {
 def sent_away(section: Keys, before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
     """Options of a section whose ground a later layer took away. `before` and `after` are plain values."""
     gone: set[str] = set()
-    pattern = tuple("*" if key.isdigit() else key for key in section)
+    pattern = tuple("*" if key.isdecimal() else key for key in section)
     for option, dependants in GOES_WITH.get(pattern, {}).items():
         if after.get(option) is not None and after.get(option) != before.get(option):
             gone |= set(dependants)
@@ -78,7 +78,7 @@ def set_value(root: Node, path: Keys, value: Node) -> str | None:
         here = path[:index]
         if is_list(here):
             entries = at.value if isinstance(at.value, list) else []
-            if not key.isdigit() or int(key) >= len(entries):
+            if not key.isdecimal() or int(key) >= len(entries):
                 there = "no entries" if not entries else f"entries 0 to {len(entries) - 1}" if len(entries) > 1 else "entry 0 alone"
                 return f"{'.'.join(here)} has no entry {key}; it has {there}"
         elif first_unknown((*here, key)) is not None:

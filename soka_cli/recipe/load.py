@@ -9,7 +9,7 @@ from soka_cli.recipe.check import check
 from soka_cli.recipe.document import Node, read_document
 from soka_cli.recipe.layers import apply_overrides, lay_over
 from soka_cli.recipe.mistakes import Mistake, raise_all
-from soka_cli.recipe.places import find_recipe, packaged, packaged_fragments, packaged_recipes, resolve, with_ending
+from soka_cli.recipe.places import expanded, find_recipe, packaged, packaged_fragments, packaged_recipes, resolve, with_ending
 from soka_cli.recipe.resolved import to_mapping, to_yaml
 from soka_cli.recipe.schema import Recipe
 
@@ -105,7 +105,7 @@ def find_fragment(node: Node, mistakes: list[Mistake]) -> Path | None:
     """The file that one name under `extends` means: beside the recipe first, then packaged fragments and recipes."""
     name = str(node.value)
     for root in (node.folder, packaged("configs"), packaged("recipes")):
-        if found := with_ending(root / Path(name).expanduser()):
+        if found := with_ending(root / expanded(name)):
             return found
     known = [*packaged_fragments(), *packaged_recipes()]
     guess = get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.5)

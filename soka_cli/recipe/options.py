@@ -23,7 +23,7 @@ def below(annotation: Any, key: str) -> list[Any] | None:
             found.append(part.model_fields[key].annotation)
         elif get_origin(part) is dict:
             found.append(get_args(part)[1])
-        elif get_origin(part) is list and key.isdigit():
+        elif get_origin(part) is list and key.isdecimal():
             found.append(get_args(part)[0])
     return found or None
 

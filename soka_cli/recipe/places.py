@@ -36,10 +36,26 @@ def packaged_fragments() -> list[str]:
     return sorted(name for name in found if not name.startswith("accelerate/"))
 
 
+def expanded(text: str | Path) -> Path:
+    """The path with ~ spelt out, where there is such a user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def is_there(path: Path) -> bool:
+    """Whether the path exists; no for one that cannot be asked about (too long, not permitted)."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def with_ending(path: Path) -> Path | None:
     """`path` itself, or with .yaml or .yml after it: whichever is a file."""
     candidates = (path, path.with_name(f"{path.name}.yaml"), path.with_name(f"{path.name}.yml")) if path.name else ()
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    return next((candidate for candidate in candidates if is_there(candidate) and candidate.is_file()), None)
 
 
 def find_recipe(name: str | Path, *, folder: Path | None = None) -> Path:
@@ -48,7 +64,7 @@ def find_recipe(name: str | Path, *, folder: Path | None = None) -> Path:
     Raises:
         SokaError: exit 2, listing the packaged recipes.
     """
-    path = (folder or Path.cwd()) / Path(name).expanduser()
+    path = (folder or Path.cwd()) / expanded(name)
     if found := with_ending(path) or with_ending(packaged("recipes") / name):
         return found
     names = packaged_recipes()
@@ -56,7 +72,7 @@ def find_recipe(name: str | Path, *, folder: Path | None = None) -> Path:
     raise SokaError(
         f"there is no recipe {name}",
         where=str(path),
-        why=f"{'it is a folder' if path.is_dir() else 'no such file'}; packaged recipes are {', '.join(names) or 'missing'}",
+        why=f"{'it is a folder' if is_there(path) else 'no such file'}; packaged recipes are {', '.join(names) or 'missing'}",
         hint=f"did you mean --recipe {near[0]}.yaml?" if near else "soka recipes lists them; --recipe takes a name or a file",
         exit_code=ExitCode.USAGE,
     )
@@ -74,13 +90,13 @@ def locate(text: str) -> str | Path:
     if text.startswith(SCHEME):
         inside = text.removeprefix(SCHEME)
         path = (PACKAGE / inside).resolve()
-        if not inside or not path.is_relative_to(PACKAGE) or not path.exists():
+        if not inside or not path.is_relative_to(PACKAGE) or not is_there(path):
             raise SokaError(
                 f"the package has no {text}", where=str(path), hint="soka:demo/model is the packaged model", exit_code=ExitCode.USAGE
             )
         return path
-    path = Path(text).expanduser()
-    return path if path.exists() else text
+    path = expanded(text)
+    return path if is_there(path) else text
 
 
 def resolve(text: str, folder: Path) -> str:
@@ -89,8 +105,8 @@ def resolve(text: str, folder: Path) -> str:
     `soka:` names and Hub ids stay. What exists beside the recipe, or can only be a path (./x, ~/x, a data file's ending,
     more than one slash), becomes absolute.
     """
-    if text.startswith(SCHEME):
+    if text.startswith(SCHEME) or "\0" in text:
         return text
-    path = folder / Path(text).expanduser()
+    path = folder / expanded(text)
     only_a_path = text.startswith((".", "~", "/")) or text.endswith(DATA_ENDINGS) or text.strip("/").count("/") > 1
-    return str(path.resolve()) if only_a_path or path.exists() else text
+    return str(path.resolve()) if only_a_path or is_there(path) else text

@@ -186,6 +186,12 @@ def test_a_package_name_cannot_leave_the_package(text: str) -> None:
         locate(text)
 
 
+@pytest.mark.parametrize("text", ["x" * 5000, "~nobody-of-this-name/model", '"./a\\0b"', "/root/../etc/./hosts/x"])
+def test_a_location_that_cannot_exist_is_left_to_the_stage_that_reads_it(text: str, folder: Path) -> None:
+    name = load_recipe("good", [f"model.name={text}"]).recipe.model.name
+    assert locate(name) == name
+
+
 def test_every_option_that_holds_a_location_is_settled() -> None:
     """Sections' `path` fields, and the model's name."""
     with_path = {section.__name__ for section in sections() if "path" in section.model_fields}

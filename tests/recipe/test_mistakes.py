@@ -285,6 +285,12 @@ def test_a_recipe_that_does_not_exist_lists_those_that_are_packaged(folder: Path
     assert "did you mean --recipe gsm8k.yaml?" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "..", "/"])
+def test_a_name_that_no_file_can_have_is_no_recipe(name: str, folder: Path) -> None:
+    with pytest.raises(SokaError, match="there is no recipe"):
+        load_recipe(name)
+
+
 def test_a_folder_is_no_recipe(folder: Path) -> None:
     (folder / "some").mkdir()
     with pytest.raises(SokaError, match="there is no recipe some"):
