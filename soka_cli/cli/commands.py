@@ -179,11 +179,11 @@ def demo(request: Request, reporter: "Reporter") -> "Outcome":
 @verb(app, "doctor", examples=("soka doctor", "soka doctor -r gsm8k.yaml --json"), without=("force",))
 def doctor(request: Request, reporter: "Reporter") -> "Outcome":
     """Say what this machine has and whether a recipe can run here."""
-    context = request.context(reporter)
+    asked = request.recipe is not None or request.run is not None
+    context = request.context(reporter) if asked else None
     from soka_cli.stages.doctor import doctor as stage
 
-    asked = request.recipe is not None or request.run is not None
-    return stage(context if asked else None, device=request.device, offline=request.offline)
+    return stage(context, device=request.device, offline=request.offline)
 
 
 @verb(
