@@ -1,6 +1,7 @@
 """SokaConfig: what a SoKA adapter is made of, in PEFT's terms."""
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from peft import PeftConfig, PeftType
@@ -25,7 +26,12 @@ class MethodName(str):
         return str(self)
 
 
-SOKA: Any = PeftType["SOKA"] if "SOKA" in PeftType.__members__ else MethodName("SOKA")
+def soka_type(members: Any = PeftType) -> Any:
+    """PEFT's own member SOKA, on the day there is one; until then a string that behaves like it."""
+    return members["SOKA"] if "SOKA" in members.__members__ else MethodName("SOKA")
+
+
+SOKA = soka_type()
 
 
 def _find(pattern: dict[str, Any], module_name: str) -> Any:
@@ -33,6 +39,13 @@ def _find(pattern: dict[str, Any], module_name: str) -> Any:
     if module_name in pattern:
         return pattern[module_name]
     return pattern.get(get_pattern_key(pattern.keys(), module_name))
+
+
+def _require_known_shape(choice: Any) -> None:
+    """ValueError for a value that is no shape at all; whether it divides a weight shows when there is one."""
+    sizes = [size for size in choice.values() if isinstance(size, int)] if isinstance(choice, dict) else []
+    divisible = max(1, prod(sizes))
+    choose_shape(choice, divisible, divisible)
 
 
 def _default_rank() -> dict[str, Any]:
@@ -98,6 +111,8 @@ class SokaConfig(PeftConfig):
         if self.init not in INITS:
             raise ValueError(f"init is {self.init!r}; there is: {', '.join(INITS)}")
         RankRule.from_mapping(self.rank)
+        for choice in (self.shape, *self.shape_pattern.values()):
+            _require_known_shape(choice)
 
     @property
     def rank_rule(self) -> RankRule:

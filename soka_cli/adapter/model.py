@@ -34,7 +34,7 @@ class SokaModel(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """As PEFT's; `low_cpu_mem_usage` promises that the factors are filled in afterwards, so none are computed."""
-        self._values_follow = low_cpu_mem_usage
+        self._values_follow = low_cpu_mem_usage or _makes_empty_parameters()
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
 
     def _create_and_replace(
@@ -63,6 +63,11 @@ class SokaModel(BaseTuner):
             if isinstance(layer, SokaLayer):
                 _, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
                 layer.cast_factors(adapter_name, dtype if dtype is not None and dtype.is_floating_point else torch.float32)
+
+
+def _makes_empty_parameters() -> bool:
+    """Whether PEFT's context of empty weights is on: `get_peft_model(low_cpu_mem_usage=True)` sets it and tells the tuner nothing."""
+    return nn.ParameterDict({"probe": nn.Parameter(torch.empty(1))})["probe"].is_meta
 
 
 def targeted_modules(model: nn.Module, config: SokaConfig) -> dict[str, nn.Module]:
