@@ -116,7 +116,7 @@ class Completer:
             written = self.model.generate(
                 input_ids,
                 attention_mask=mask,
-                generation_config=GenerationConfig(max_new_tokens=max(rooms), do_sample=False),
+                generation_config=GenerationConfig(max_new_tokens=max(rooms)),
                 stopping_criteria=[done],
                 logits_processor=[recorder],
             )

@@ -306,7 +306,7 @@ def test_a_task_that_is_not_there_is_refused_before_anything_is_loaded(
     material: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate_module, "ModelShelf", lambda *_: pytest.fail("models were looked at"))
-    context = context_of(material, tmp_path / "run", entries=[ENTRY, {"task": task, "path": "nowhere/at-all"}])
+    context = context_of(material, tmp_path / "run", entries=[ENTRY | {"path": "./none.jsonl"}, {"task": task, "path": "nowhere/at-all"}])
     assert "gsm8k" in refused(context, ExitCode.USAGE)
     assert not context.layout.root.exists()
 
