@@ -9,7 +9,7 @@ from soka_cli.recipe.check import check
 from soka_cli.recipe.document import Node, read_document
 from soka_cli.recipe.layers import apply_overrides, lay_over
 from soka_cli.recipe.mistakes import Mistake, raise_all
-from soka_cli.recipe.places import expanded, find_recipe, packaged, packaged_fragments, packaged_recipes, resolve, with_ending
+from soka_cli.recipe.places import expanded, find_recipe, packaged, packaged_fragments, packaged_recipes, resolve, shown, with_ending
 from soka_cli.recipe.resolved import to_mapping, to_yaml
 from soka_cli.recipe.schema import Recipe
 
@@ -57,20 +57,15 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, folder: Pa
         apply_overrides(root, overrides, folder, mistakes)
         settle_locations(root)
         recipe = check(root, mistakes)
-    raise_all(mistakes, label(path, folder))
+    raise_all(mistakes, shown(path, folder))
     assert root is not None and recipe is not None
     origins = {dotted: node.place for dotted, node in root.walk() if node.value is not None}
     return LoadedRecipe(recipe=recipe, name=path.stem, path=path, source_text=text, origins=origins)
 
 
-def label(path: Path, folder: Path) -> str:
-    """A file as messages name it: from the current folder where it lies below it."""
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-
-
 def read_layers(path: Path, folder: Path, mistakes: list[Mistake], chain: tuple[Path, ...] = ()) -> tuple[Node | None, str]:
     """The file's nodes laid over those that it extends, and the file's own text."""
-    root, text = read_document(path, label(path, folder), mistakes)
+    root, text = read_document(path, shown(path, folder), mistakes)
     if root is None or not isinstance(root.value, dict):
         return None, text
     extends = root.value.get("extends")
@@ -83,7 +78,7 @@ def read_layers(path: Path, folder: Path, mistakes: list[Mistake], chain: tuple[
             continue
         if fragment.resolve() in chain:
             circle = [*chain[chain.index(fragment.resolve()) :], fragment.resolve()]
-            mistakes.append(Mistake(name.place, f"extends runs in a circle: {' -> '.join(label(link, folder) for link in circle)}"))
+            mistakes.append(Mistake(name.place, f"extends runs in a circle: {' -> '.join(shown(link, folder) for link in circle)}"))
             continue
         layer, _ = read_layers(fragment, folder, mistakes, chain)
         if layer is not None:

@@ -36,6 +36,14 @@ def packaged_fragments() -> list[str]:
     return sorted(name for name in found if not name.startswith("accelerate/"))
 
 
+def shown(path: Path, folder: Path) -> str:
+    """A file as messages and commands name it: from `folder` where it lies below it, a packaged one by its name."""
+    for root in (folder, packaged("recipes"), packaged("configs")):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return str(path)
+
+
 def expanded(text: str | Path) -> Path:
     """The path with ~ spelt out, where there is such a user."""
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron.shape import KronShape
+from soka_cli.recipe.places import shown
 from soka_cli.run.write import write_json
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import Dimensions, dimensions
@@ -68,8 +69,18 @@ def plan(context: StageContext) -> Outcome:
         figures=figures,
         tables=(*modules_table(context, figures), memory_table(figures["memory"])),
         notes=tuple(notes(context, base, figures, steps)),
-        next_commands=(f"soka run --recipe {shlex.quote(str(context.loaded.path or context.loaded.name))}",),
+        next_commands=(run_command(context),),
     )
+
+
+def run_command(context: StageContext) -> str:
+    """What runs this very plan: recipe, run directory and overrides."""
+    loaded, root = context.loaded, context.layout.root
+    words = ["soka", "run", "--recipe", loaded.name if loaded.path is None else shown(loaded.path, Path.cwd())]
+    if root != Path("runs") / loaded.name:
+        words += ["--run", str(root)]
+    overrides = [place.removeprefix("override ") for place in loaded.origins.values() if place.startswith("override ")]
+    return shlex.join([*words, *dict.fromkeys(overrides)])
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:
@@ -176,11 +187,13 @@ def span_text(values: dict[str, int]) -> Cell:
 
 
 def memory_table(memory: dict[str, Any]) -> Table:
+    """Bytes in the unit that suits the total; two columns where the ranks are not known yet."""
+    unit, digits, divisor = ("GB", 3, 1e9) if memory["to"]["total"] >= 2e9 else ("MB", 1, 1e6)
     ranged = memory["from"] != memory["to"]
-    columns = ("held in memory", "GB, fewest terms", "GB, most terms") if ranged else ("held in memory", "GB")
+    columns = (f"{unit}, fewest terms", f"{unit}, most terms") if ranged else (unit,)
     sides = ("from", "to") if ranged else ("from",)
-    rows = tuple((words, *(round(memory[side][name] / 1e9, 2) for side in sides)) for name, words in WORDS.items())
-    return Table("Memory of one training step, estimated", columns, rows)
+    rows = tuple((words, *(round(memory[side][name] / divisor, digits) for side in sides)) for name, words in WORDS.items())
+    return Table("Memory of one training step, estimated", ("held in memory", *columns), rows)
 
 
 def notes(context: StageContext, base: Dimensions, figures: dict[str, Any], steps: Length) -> list[str]:

@@ -38,8 +38,8 @@ class AdapterSizes:
         trained: trained parameters.
         kept: values kept beside them: theta0 (SoKA), the start (PiSSA).
         components: terms (SoKA) or ranks (LoRA) in all.
-        inputs: values a token that the adapted modules' inputs have.
-        intermediates: values a token between the two factors.
+        inputs: values a token that the adapted modules keep of their inputs (SoKA keeps them twice).
+        intermediates: values a token that they keep between the two factors.
     """
 
     trained: int
@@ -105,6 +105,6 @@ def adapter_sizes(section: AdapterSection, modules: Sequence[PlannedModule], *, 
         trained=trained,
         kept=trained if section.method in ("soka", "pissa") else 0,
         components=sum(rank for _, rank in ranks),
-        inputs=sum(one.module.in_features for one in modules),
-        intermediates=sum(rank * (2 * one.shape.n * one.shape.p if one.shape else 1) for one, rank in ranks),
+        inputs=sum(one.module.in_features * (2 if one.shape else 1) for one in modules),
+        intermediates=sum(rank * (one.shape.n * one.shape.p if one.shape else 1) for one, rank in ranks),
     )

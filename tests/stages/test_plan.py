@@ -1,6 +1,7 @@
 """soka plan: counts that follow from the shapes alone, without weights, network or transformers."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_full_training_counts_the_whole_model_and_has_no_components(tmp_path: Pa
     assert figures["kinds"] == []
     assert figures["totals"]["parameters"] == {"from": 6_738_415_616, "to": 6_738_415_616}
     memory = figures["memory"]["from"]
-    assert (memory["weights"], memory["gradients"], memory["optimizer"]) == tuple(factor * 6_738_415_616 for factor in (4, 4, 8))
+    assert (memory["weights"], memory["gradients"], memory["optimizer"]) == tuple(factor * 6_738_415_616 for factor in (4 + 2, 4, 8))
 
 
 def test_the_memory_parts_are_counts_times_bytes(tmp_path: Path) -> None:
@@ -215,6 +216,16 @@ def test_a_model_that_is_nowhere_is_refused_with_the_packaged_sizes(tmp_path: Pa
         planned(tmp_path, "gsm8k", "model.name=acme/unknown")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert LLAMA in caught.value.why
+
+
+def test_the_next_command_repeats_recipe_run_and_overrides(tmp_path: Path) -> None:
+    loaded = load_recipe("gsm8k", ["train.lr=1e-4", "adapter.rank={rule: fixed, value: 2}"])
+    outcome = plan(StageContext(loaded=loaded, layout=RunLayout(tmp_path / "a run"), offline=True))
+    words = shlex.split(outcome.next_commands[0])
+    assert words[:3] == ["soka", "run", "--recipe"]
+    assert words[4:6] == ["--run", str(tmp_path / "a run")]
+    assert set(words[6:]) == {"train.lr=1e-4", "adapter.rank={rule: fixed, value: 2}"}
+    assert load_recipe(words[3], words[6:]).recipe == loaded.recipe
 
 
 def test_a_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""The plan's activations against what autograd really saves."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from soka_cli.adapter.methods import peft_config
+from soka_cli.recipe.load import load_recipe
+from soka_cli.stages.dimensions import of_llama
+from soka_cli.stages.memory import estimate
+from soka_cli.stages.sizes import adapter_sizes, planned_modules
+
+FACTS: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "tie_word_embeddings": False,
+}
+ROWS, LENGTH = 2, 128
+
+
+def saved_bytes(model: nn.Module, *, autocast: bool) -> int:
+    """Storage that one forward pass keeps for the backward pass, the model's own tensors and the logits left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    alive: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
+        return tensor
+
+    ids = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) % FACTS["vocab_size"]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model(input_ids=ids, labels=ids)
+    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in alive}
+    counted = [tensor for pointer, tensor in storages.items() if pointer not in own and tensor.shape[-1:] != (FACTS["vocab_size"],)]
+    return sum(tensor.untyped_storage().nbytes() for tensor in counted)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "precision", "tolerance"),
+    [
+        ("{method: lora, target_modules: [q_proj, v_proj], rank: {rule: fixed, value: 2}}", "bf16", 0.05),
+        ("{target_modules: [q_proj, v_proj], rank: {rule: fixed, value: 1}}", "bf16", 0.05),
+        ("{target_modules: [q_proj, v_proj], rank: {rule: fixed, value: 8}}", "bf16", 0.05),
+        ("{target_modules: all-linear, rank: {rule: fixed, value: 2}}", "bf16", 0.05),
+        ("{target_modules: [q_proj, v_proj], rank: {rule: fixed, value: 8}}", "fp32", 0.2),
+        ("{method: full}", "fp32", 0.2),
+    ],
+)
+def test_estimated_activations_are_what_autograd_saves(adapter: str, precision: str, tolerance: float) -> None:
+    from peft import get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    overrides = [f"adapter={adapter}", f"train.micro_batch_size={ROWS}", f"data.max_length={LENGTH}", f"train.precision={precision}"]
+    recipe = load_recipe("gsm8k", overrides).recipe
+    base = of_llama(FACTS, recipe.adapter.target_modules, source="test")
+    sizes = adapter_sizes(recipe.adapter, planned_modules(recipe.adapter, base.targets), most=True)
+    model: Any = LlamaForCausalLM(LlamaConfig(**FACTS)).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    if recipe.adapter.method != "full":
+        model = get_peft_model(model, peft_config(recipe.adapter, seed=0))
+    measured = saved_bytes(model.train(), autocast=precision == "bf16")
+    assert estimate(recipe, base, sizes).activations == pytest.approx(measured, rel=tolerance)
