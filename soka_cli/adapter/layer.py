@@ -10,6 +10,7 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from peft.utils.other import transpose
+from peft.utils.quantization_utils import Bnb4bitBackend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -33,7 +34,6 @@ class SokaLayer(BaseTunerLayer):
     # What PEFT's base class provides, for the type checker.
     active_adapters: list[str]
     get_base_layer: Callable[[], nn.Module]
-    get_base_weight: Callable[[], Tensor]
     set_base_weight: Callable[[Tensor], None]
     _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
     _get_base_layer_device_and_dtype: Callable[[nn.Module], tuple[torch.device | None, torch.dtype | None]]
@@ -83,6 +83,14 @@ class SokaLayer(BaseTunerLayer):
         base = self.get_base_layer()
         device, _ = self._get_base_layer_device_and_dtype(base)
         return next(base.parameters()).device if device is None else device
+
+    def get_base_weight(self) -> Tensor:
+        """The base weight in its own layout; a copy in a floating type where it is quantised."""
+        if isinstance(self.quantization_backend, Bnb4bitBackend):
+            # At its first inference on a CPU bitsandbytes rearranges the packed weight, and reading it then gives garbage;
+            # taking the state dict puts it back.
+            self.get_base_layer().state_dict()
+        return super().get_base_weight()
 
     def _decompose(self, shape: KronShape, rule: RankRule, seed: int, module_name: str) -> KronFactors:
         weight = self.get_base_weight() if self._pristine is None else self._pristine

@@ -71,6 +71,17 @@ def test_a_trained_adapter_is_saved_and_loaded_over_the_quantised_base(load: Any
     assert torch.equal(models.output(loaded), models.output(adapted.eval()))
 
 
+def test_the_weight_can_be_read_after_inference(load: Any, folder: Any) -> None:
+    """bitsandbytes rearranges 4-bit weights on the CPU when they are first used."""
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(folder).model.layers[0].self_attn.q_proj.weight
+    adapted = get_peft_model(load(), models.config())
+    models.output(adapted)
+    read = models.layers(adapted)[0].get_base_weight()
+    assert (read.float() - whole).norm() / whole.norm() < 0.15
+
+
 def test_merging_stays_near_the_adapter_and_unmerging_near_the_base(load: Any, folder: Any) -> None:
     """Within the error that packing the weights makes anyway."""
     from transformers import AutoModelForCausalLM
