@@ -75,6 +75,7 @@ def train(context: StageContext) -> Outcome:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by a name of yesterday
             warnings.filterwarnings("ignore", message="PiSSA changes the base weights")  # save_converted undoes that
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # PEFT then sets it right for Conv1D
             figures = run.fit()
         stage.finish([context.layout.metrics, run.result], {"device": str(run.device), "data": run.ledgers, "training": figures})
     return _outcome(context, figures, "done")

@@ -185,6 +185,7 @@ def test_a_signal_ends_the_run_at_a_steps_end_with_a_checkpoint(number: signal.S
     assert reporter.warnings == ["Stopped at step 3 of 6; checkpoint-3 is written. Go on with: soka train -r mine.yaml"]
     assert not context.layout.adapter.exists()
     train(context)
+    assert "Going on from checkpoint-3 of 6 steps." in reporter.messages
     undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
     train(undisturbed)
     assert_same(context, undisturbed)
