@@ -143,7 +143,9 @@ class BarTask:
         self.task = progress.add_task(escape(title), total=total, figures="")
 
     def advance(self, amount: float = 1, **figures: float | str) -> None:
-        self.progress.update(self.task, advance=amount, **({"figures": escape(figures_text(figures))} if figures else {}))
+        self.progress.update(self.task, advance=amount)
+        if figures:
+            self.progress.update(self.task, figures=escape(figures_text(figures)))
 
 
 class PlainTask:
