@@ -92,7 +92,7 @@ def write_model(merge: Merge, folder: Path, task: ProgressTask) -> None:
         _, rounded = merge.merged(name)
         with (folder / entry.shard).open("r+b") as file:
             file.seek(entry.start)
-            file.write(_bytes(rounded))
+            file.write(_bits(rounded).numpy().data)
         task.advance(1, tensor=name)
 
 
@@ -108,11 +108,11 @@ def read_back(merge: Merge, folder: Path, task: ProgressTask) -> float:
     for name in merge.base.names:
         stored = written.tensor(name)
         if name not in merge.stored:
-            if _bytes(stored) != _bytes(merge.base.tensor(name)):
+            if not torch.equal(_bits(stored), _bits(merge.base.tensor(name))):
                 raise _misread(name, "the adapter does not touch it, and it is not the base's")
             continue
         exact, rounded = merge.merged(name)
-        if _bytes(stored) != _bytes(rounded):
+        if not torch.equal(_bits(stored), _bits(rounded)):
             raise _misread(name, "it is not W + K(theta) - K(theta0) rounded once")
         error = max(error, float((stored.to(exact.dtype) - exact).abs().max()))
         task.advance(1, tensor=name)
@@ -129,5 +129,6 @@ def _misread(name: str, why: str) -> SokaError:
     )
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor's bytes in order; compared so, -0.0 is not 0.0 and a NaN is itself."""
+    return tensor.contiguous().flatten().view(torch.uint8)

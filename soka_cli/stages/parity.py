@@ -21,7 +21,7 @@ from soka_cli.tasks.template import render_example
 
 PROMPTS = 4
 LONGEST = 256  # tokens of a prompt that are compared
-ROUNDINGS = 20  # one rounding of every weight, grown through the layers; measured models stay below 5
+ROUNDINGS = 8  # one rounding of every weight, grown through the layers; 0.1 to 0.7 on trained models of 4 and 5 layers
 ARITHMETIC = 1e-4  # W x + (K - K0) x against (W + K - K0) x in fp32
 
 
@@ -39,8 +39,8 @@ class Parity:
 
 
 def tolerated_share(dtype: str) -> float:
-    """Largest logit difference that is let pass, as a share of the largest logit: 20 units in the last place of the stored type
-    (0.16 for bfloat16, 0.02 for float16), at least 1e-4 (float32)."""
+    """Largest logit difference that is let pass, as a share of the largest logit: 8 machine epsilons of the stored type
+    (0.0625 for bfloat16, 0.0078 for float16), at least 1e-4 (float32)."""
     return max([ARITHMETIC, *(ROUNDINGS * torch.finfo(getattr(torch, name)).eps for name in dtype.split(","))])
 
 
