@@ -67,11 +67,11 @@ def leading_triplets(matrix: Tensor, count: int, *, seed: int, method: Method = 
     if not energy < float("inf"):
         raise ValueError("the matrix holds a value that is not finite")
     if energy == 0.0:
-        return _certified(matrix, torch.eye(matrix.shape[0], count, device=matrix.device), energy)
+        return _certified(matrix, torch.eye(matrix.shape[0], count, device=matrix.device), energy, count)
     if method == "exact" or (method == "auto" and (side <= EXACT_SIDE or count > side // 8)):
         return _exact(matrix, count, energy)
     basis = _krylov_basis(matrix.float(), count, seed)
-    triplets = _certified(matrix, basis, energy) if basis is not None else None
+    triplets = _certified(matrix, basis, energy, count) if basis is not None else None
     return triplets if triplets is not None and _is_accurate(triplets) else _exact(matrix, count, energy)
 
 
@@ -92,7 +92,7 @@ def _exact(matrix: Tensor, count: int, energy: float) -> Triplets:
         return _with_bounds(matrix, left[:, :count], sigma[:count], right[:count].T, energy)
     gram = sum((matrix[:, part].double() @ matrix[:, part].double().T for part in row_chunks(matrix.T)), start=torch.zeros(()))
     _, vectors = torch.linalg.eigh(gram)
-    triplets = _certified(matrix, vectors[:, -count:], energy)
+    triplets = _certified(matrix, vectors[:, -count:].flip(1), energy, count)
     # eigh knows each sigma^2 to rounding * sigma_1^2, so no larger one is missing by more than this
     rounding = torch.finfo(torch.float64).eps * max(matrix.shape)
     squared = rounding * triplets.sigma[0].square()
@@ -100,12 +100,24 @@ def _exact(matrix: Tensor, count: int, energy: float) -> Triplets:
     return Triplets(triplets.left, triplets.sigma, triplets.right, triplets.error_bound + missed, energy)
 
 
-def _certified(matrix: Tensor, basis: Tensor, energy: float) -> Triplets:
-    """Rayleigh-Ritz in fp64 on the span of a left basis [a, count]: A^T u = sigma v holds by construction."""
+def _certified(matrix: Tensor, basis: Tensor, energy: float, count: int) -> Triplets:
+    """Rayleigh-Ritz in fp64 on the span of a left basis [a, count or more]: A^T u = sigma v holds by construction.
+
+    Where sigma falls far below sigma_1, the basis, made of fp32 products, is first multiplied by A A^T once in fp64.
+    """
     basis, _ = torch.linalg.qr(basis.double())
-    projected = sum((matrix[rows].double().T @ basis[rows] for rows in row_chunks(matrix)), start=torch.zeros(()))  # (b, count)
+    projected = _turned_product(matrix, basis)  # (b, count)
     right, sigma, rotation = torch.linalg.svd(projected, full_matrices=False)
-    return _with_bounds(matrix, basis @ rotation.T, sigma, right, energy)
+    if bool(sigma[count - 1] < FLOOR * sigma[0]):
+        basis, _ = torch.linalg.qr(torch.cat([matrix[rows].double() @ right for rows in row_chunks(matrix)]))
+        right, sigma, rotation = torch.linalg.svd(_turned_product(matrix, basis), full_matrices=False)
+    left = basis @ rotation[:count].T
+    return _with_bounds(matrix, left, sigma[:count], right[:, :count], energy)
+
+
+def _turned_product(matrix: Tensor, columns: Tensor) -> Tensor:
+    """A^T X in fp64, a few rows of A at a time."""
+    return sum((matrix[rows].double().T @ columns[rows] for rows in row_chunks(matrix)), start=torch.zeros(()))
 
 
 def _with_bounds(matrix: Tensor, left: Tensor, sigma: Tensor, right: Tensor, energy: float) -> Triplets:
@@ -146,7 +158,7 @@ def _is_accurate(triplets: Triplets) -> bool:
 
 
 def _krylov_basis(matrix: Tensor, count: int, seed: int) -> Tensor | None:
-    """Leading left singular directions [a, count] in fp32, or None where a basis that costs more than `exact` did not suffice."""
+    """Leading left singular directions [a, count + BLOCK] in fp32, or None where a basis that costs more than `exact` did not suffice."""
     generator = torch.Generator().manual_seed(seed)
     space = _KrylovSpace(matrix)
     side = min(matrix.shape)
@@ -159,7 +171,7 @@ def _krylov_basis(matrix: Tensor, count: int, seed: int) -> Tensor | None:
         if space.steps < next_check or space.size < count + BLOCK:
             continue
         next_check = space.steps + CHECK_EVERY
-        sigma, vectors, converged = space.leading(count)
+        sigma, vectors, converged = space.leading(count, count + BLOCK)
         if not converged:
             continue
         if found is not None and bool((sigma - found).abs().max() <= TOLERANCE * sigma[0]):
@@ -212,12 +224,12 @@ class _KrylovSpace:
             block, _ = torch.linalg.qr(block - self.basis @ (self.basis.T @ block))
         return block
 
-    def leading(self, count: int) -> tuple[Tensor, Tensor, bool]:
-        """Ritz values [count], left Ritz vectors [a, count], and whether their residuals are below the tolerance."""
+    def leading(self, count: int, kept: int) -> tuple[Tensor, Tensor, bool]:
+        """Ritz values [count], left Ritz vectors [a, kept], and whether the residuals of the first `count` are small enough."""
         squares, rotation = torch.linalg.eigh((self.projected + self.projected.T) / 2)
         squares = squares[-count:].flip(0).clamp(min=0.0)
-        rotation = rotation[:, -count:].flip(1).to(self.basis.dtype)
+        rotation = rotation[:, -kept:].flip(1).to(self.basis.dtype)
         sigma, vectors = squares.sqrt(), self.basis @ rotation
-        residual = (self.returned @ rotation - vectors * squares.to(vectors.dtype)).norm(dim=0).double()
+        residual = (self.returned @ rotation[:, :count] - vectors[:, :count] * squares.to(vectors.dtype)).norm(dim=0).double()
         allowed = TOLERANCE * sigma[0] * torch.maximum(sigma, FLOOR * sigma[0])
         return sigma, vectors, bool((residual <= allowed).all())

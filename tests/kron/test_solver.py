@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from soka_cli.kron import Triplets, leading_triplets
-from soka_cli.kron.solver import Method
+from soka_cli.kron.solver import Method, _clustered_bound
 
 METHODS: tuple[Method, ...] = ("exact", "randomised")
 
@@ -36,10 +36,13 @@ def assert_sound(matrix: torch.Tensor, triplets: Triplets) -> None:
 SPECTRA = {
     "power law": torch.arange(1, 401).double() ** -1.0,
     "fast decay": 10.0 ** -torch.arange(0, 12).double(),
+    "steep power law": torch.arange(1, 401).double() ** -4.0,
+    "halving": 0.5 ** torch.arange(0, 400).double(),
     "plateau of 16": torch.cat([torch.full((16,), 5.0), torch.linspace(1, 0.5, 384)]),
     "17 copies": torch.cat([torch.full((17,), 3.0), torch.linspace(1, 0.1, 383)]),
     "40 copies": torch.cat([torch.full((40,), 3.0), torch.linspace(1, 0.1, 360)]),
     "rank 5": torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]),
+    "one far above the rest": torch.cat([torch.ones(1), torch.linspace(1e-3, 1e-4, 399)]),
 }
 
 
@@ -148,3 +151,18 @@ def test_the_randomised_method_is_not_the_exact_one_in_disguise() -> None:
     matrix = torch.randn(600, 500, generator=torch.Generator().manual_seed(7))
     first, other = (leading_triplets(matrix, 17, seed=seed, method="randomised") for seed in (1, 2))
     assert not torch.equal(first.left, other.left)
+
+
+def test_values_far_below_the_first_are_not_lost_in_fp32_rounding() -> None:
+    matrix = known_matrix(SPECTRA["halving"], 440, 400)
+    triplets = leading_triplets(matrix, 17, seed=0, method="randomised")
+    assert float(triplets.error_bound.max()) < 1e-8 * float(triplets.sigma[0])
+
+
+def test_values_whose_intervals_overlap_share_the_bound_of_their_group() -> None:
+    """A chain too: 2.9 overlaps 3.0 alone, and 2.7 only the interval that the two have together."""
+    sigma = torch.tensor([3.0, 2.9, 2.7, 1.0], dtype=torch.float64)
+    residual = torch.tensor([0.08, 0.08, 0.09, 0.1], dtype=torch.float64)
+    joined = (2 * 0.08**2 + 0.09**2) ** 0.5
+    expected = torch.tensor([joined, joined, joined, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(_clustered_bound(sigma, residual), expected)
