@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from soka_cli.adapter.config import SokaConfig
-from soka_cli.kron import KronFactors, KronShape, RankRule, decompose_weight, kron_dense, kron_product, module_seed
+from soka_cli.kron import KronFactors, KronShape, KronSum, RankRule, decompose_weight, kron_dense, kron_linear, module_seed
 
 TRAINED = ("soka_U", "soka_V", "soka_sigma")
 START = ("soka_start_U", "soka_start_V", "soka_start_sigma")
@@ -148,7 +148,7 @@ class SokaLayer(BaseTunerLayer):
         """The terms the adapter started from."""
         return KronFactors(self.soka_start_U[adapter_name], self.soka_start_V[adapter_name], self.soka_start_sigma[adapter_name])
 
-    def _difference(self, adapter_name: str) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    def _difference(self, adapter_name: str) -> tuple[KronSum, KronSum]:
         """K(theta) - K(theta0) as two Kronecker sums of (left, right, sigma), each exactly zero at the start.
 
         sigma U (x) V - sigma0 U0 (x) V0 = (sigma U - sigma0 U0) (x) V + sigma0 U0 (x) (V - V0). The parameters are subtracted,
@@ -195,8 +195,7 @@ class Linear(nn.Module, SokaLayer):
             return result
         for name in self._held(self.active_adapters):
             inputs = self._cast_input_dtype(x, self.soka_U[name].dtype)  # (..., in)
-            first, second = self._difference(name)
-            result = result + (kron_product(inputs, *first) + kron_product(inputs, *second)).to(result.dtype)
+            result = result + kron_linear(inputs, *self._difference(name)).to(result.dtype)
         return result
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Algebra of Kronecker sums on tensors: shapes, rearrangement, solver, rank rules, products. Knows no model, file or recipe."""
 
 from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, module_seed
-from soka_cli.kron.product import kron_dense, kron_product
+from soka_cli.kron.product import KronSum, factored_is_cheaper, kron_dense, kron_linear, kron_product
 from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
 from soka_cli.kron.rearrange import rearrange, restore
 from soka_cli.kron.shape import KronShape, balanced, blocked, choose_shape, divisors, explicit
@@ -12,6 +12,7 @@ __all__ = [
     "Decomposition",
     "KronFactors",
     "KronShape",
+    "KronSum",
     "RankChoice",
     "RankRule",
     "Triplets",
@@ -22,7 +23,9 @@ __all__ = [
     "decompose_weight",
     "divisors",
     "explicit",
+    "factored_is_cheaper",
     "kron_dense",
+    "kron_linear",
     "kron_product",
     "leading_triplets",
     "module_seed",
