@@ -8,9 +8,10 @@ in fp32 or where every weight is trained. Left out: the allocator's slack, kerne
 
 from dataclasses import dataclass, fields
 
+from soka_cli.kron.product import factored_is_cheaper
 from soka_cli.recipe.schema import Recipe
 from soka_cli.stages.dimensions import Dimensions
-from soka_cli.stages.sizes import AdapterSizes
+from soka_cli.stages.sizes import AdapterSizes, PlannedModule
 
 FP32 = 4
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2}
@@ -43,7 +44,8 @@ def estimate(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> Memory:
         adapter=adapter(sizes),
         gradients=gradients(trained),
         optimizer=optimizer(trained),
-        activations=tokens * (activations(base, width) + (inputs_kept(base, width) if full else adapter_activations(sizes, width))),
+        activations=tokens * (activations(base, width) + (inputs_kept(base, width) if full else 0))
+        + adapter_activations(sizes, tokens, width),
         logits=logits(base, tokens, width),
     )
 
@@ -85,13 +87,24 @@ def inputs_kept(base: Dimensions, width: int) -> int:
     return base.layers * (width * (2 * base.hidden + base.attention + base.intermediate) + 8 * base.hidden)
 
 
-def adapter_activations(sizes: AdapterSizes, width: int) -> int:
-    """Bytes a token that the adapted modules keep, a (inputs + intermediates), summed over them.
+def adapter_activations(sizes: AdapterSizes, tokens: int, width: int) -> int:
+    """Bytes that the adapted modules keep for a micro-batch: a times the values that each of them keeps."""
+    return width * sum(values_kept(module, rank, tokens) for module, rank in sizes.ranks)
 
-    A LoRA module keeps its input and r values. A SoKA module keeps its input twice (theta - theta0 is two Kronecker sums, see
-    `adapter/layer.py`) and the r n p values between the factors of the sum that trains its left factors.
+
+def values_kept(module: PlannedModule, rank: int, tokens: int) -> int:
+    """Values that one adapted module keeps of T tokens.
+
+    LoRA: its input and r values a token, T (in + r). SoKA, where theta - theta0 is two Kronecker sums (`adapter/layer.py`): factor by
+    factor the input for each of them and the r n p values between the factors of the first, T (2 in + r n p); through the
+    dense matrix the input and that matrix, T in + out in.
     """
-    return width * (sizes.inputs + sizes.intermediates)
+    inputs, shape = module.module.in_features, module.shape
+    if shape is None:
+        return tokens * (inputs + rank)
+    if factored_is_cheaper(shape, terms=2 * rank, vectors=tokens):
+        return tokens * (2 * inputs + rank * shape.n * shape.p)
+    return tokens * inputs + shape.out_features * shape.in_features
 
 
 def logits(base: Dimensions, tokens: int, width: int) -> int:

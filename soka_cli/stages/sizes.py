@@ -38,15 +38,13 @@ class AdapterSizes:
         trained: trained parameters.
         kept: values kept beside them: theta0 (SoKA), the start (PiSSA).
         components: terms (SoKA) or ranks (LoRA) in all.
-        inputs: values a token that the adapted modules keep of their inputs (SoKA keeps them twice).
-        intermediates: values a token that they keep between the two factors.
+        ranks: each adapted module with its terms or rank.
     """
 
     trained: int
     kept: int
     components: int
-    inputs: int
-    intermediates: int
+    ranks: tuple[tuple[PlannedModule, int], ...]
 
 
 def planned_modules(section: AdapterSection, targets: Sequence[LinearModule]) -> list[PlannedModule]:
@@ -99,12 +97,11 @@ def plain(choice: Any) -> Any:
 
 def adapter_sizes(section: AdapterSection, modules: Sequence[PlannedModule], *, most: bool) -> AdapterSizes:
     """The adapter's counts with every module at its largest rank (`most`), or at its smallest."""
-    ranks = [(one, one.most if most else one.least) for one in modules]
+    ranks = tuple((one, one.most if most else one.least) for one in modules)
     trained = sum(one.term_parameters * rank for one, rank in ranks)
     return AdapterSizes(
         trained=trained,
         kept=trained if section.method in ("soka", "pissa") else 0,
         components=sum(rank for _, rank in ranks),
-        inputs=sum(one.module.in_features * (2 if one.shape else 1) for one in modules),
-        intermediates=sum(rank * (one.shape.n * one.shape.p if one.shape else 1) for one, rank in ranks),
+        ranks=ranks,
     )
