@@ -157,7 +157,11 @@ def _differences(file: FactorFile, targets: dict[str, nn.Module]) -> Iterator[st
         yield f"{name}: a target in the model, not in the file"
     for name in sorted(targets.keys() & file.modules.keys()):
         shape = file.modules[name].shape
-        out_features, in_features = layer_sizes(targets[name])
+        try:
+            out_features, in_features = layer_sizes(targets[name])
+        except ValueError as error:
+            yield f"{name}: {error}"
+            continue
         if (shape.out_features, shape.in_features) != (out_features, in_features):
             yield f"{name}: factors of {shape} for {shape.out_features} x {shape.in_features}, weight of {out_features} x {in_features}"
         elif (weight := _plain_weight(targets[name])) is not None and weight_digest(weight) != file.digests[name]:

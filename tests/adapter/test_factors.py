@@ -127,6 +127,11 @@ def test_all_differences_are_named_at_once(factor_file: Path) -> None:
     assert len(why.splitlines()) == 4
 
 
+def test_a_target_that_is_not_linear_is_one_of_the_differences(factor_file: Path) -> None:
+    why = refusal(factor_file, target_modules=r".*(q_proj|v_proj|down_proj|input_layernorm)").why
+    assert "model.layers.0.input_layernorm: a target in the model, not in the file" in why
+
+
 def test_a_refused_config_keeps_its_patterns(factor_file: Path) -> None:
     config = models.config(target_modules=["q_proj"])
     with pytest.raises(SokaError):
