@@ -70,14 +70,19 @@ def interruption(request: Request, code: ExitCode) -> SokaError:
 
 
 def bug(error: Exception) -> SokaError:
-    """The traceback goes to a file, without local variables: they may hold secrets."""
-    descriptor, name = tempfile.mkstemp(prefix="soka-bug-", suffix=".log")
-    with os.fdopen(descriptor, "w", encoding="utf8") as log:
-        log.write("".join(traceback.format_exception(error)))
+    """The traceback goes to the stage's log, or a file of its own, without local variables: they may hold secrets."""
+    logged = [note.removeprefix("log: ") for note in getattr(error, "__notes__", ()) if note.startswith("log: ")]
     first = (str(error).splitlines() or [""])[0]
     return SokaError(
         f"a bug in soka: {type(error).__name__}: {first}",
-        where=f"traceback in {Path(name)}",
+        where=f"traceback in {logged[0] if logged else write_traceback(error)}",
         hint="report it with that file, the recipe and soka doctor --json",
         exit_code=ExitCode.BUG,
     )
+
+
+def write_traceback(error: Exception) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="soka-bug-", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf8") as log:
+        log.write("".join(traceback.format_exception(error)))
+    return Path(name)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from soka_cli.data.encode import encode_prompt
+from soka_cli.models.checkpoint import Checkpoint
+from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
 from soka_cli.run.lines import AppendFile
 from soka_cli.run.lock import RunLock
@@ -70,12 +72,17 @@ class Sitting:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the answers depend on."""
+        """What the answers depend on; the base by its content, so that a run directory can move to where it lies elsewhere."""
+        section = self.context.recipe.model
+        model = {name: value for name, value in to_mapping(self.context.recipe)["model"].items() if name not in ("name", "revision")}
+        on_base = self.model.model_sha256 is None
+        folder = snapshot(section.name, revision=section.revision, offline=self.context.offline) if on_base else None
         return {
             "entry": self.exam.inputs,
             "template_sha256": self.exam.template_sha256,
             "data_sha256": self.exam.data_sha256,
-            "model": to_mapping(self.context.recipe)["model"],
+            "model": model,
+            "base": Checkpoint(folder).digest if folder is not None else None,
             "adapter_sha256": self.model.adapter_sha256,
             "model_sha256": self.model.model_sha256,
         }

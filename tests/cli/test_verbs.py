@@ -141,6 +141,7 @@ def test_whatever_a_stage_raises_becomes_an_exit_code(
         raise raised
 
     monkeypatch.setattr("soka_cli.stages.report.report", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(here))
     assert main(["report"]) == code
     assert "Traceback" not in capsys.readouterr().err
 
@@ -153,10 +154,9 @@ def test_a_bug_leaves_its_traceback_in_a_file_without_local_variables(
         raise ZeroDivisionError(len(token))
 
     monkeypatch.setattr("soka_cli.stages.report.report", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(here))
     assert main(["report", "--json"]) == ExitCode.BUG
-    log = Path(json_of(capsys)["error"]["where"].removeprefix("traceback in "))
-    text = log.read_text()
-    log.unlink()
+    text = Path(json_of(capsys)["error"]["where"].removeprefix("traceback in ")).read_text()
     assert "ZeroDivisionError" in text and "hf_abcdefgh" not in text
 
 

@@ -183,7 +183,7 @@ def test_killed_and_resumed_gives_the_file_of_an_undisturbed_run(material: Path,
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     arguments = [sys.executable, "-c", script, str(material), str(context.layout.root)]
     with subprocess.Popen(arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while (not path.exists() or path.read_bytes().count(b"\n") < 4) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
