@@ -34,7 +34,7 @@ MODULES = (
 )
 EDITS = {
     # The image pipeline is imported at the top and used by tests of other methods only.
-    r"^from diffusers import StableDiffusionPipeline$": "StableDiffusionPipeline = object",
+    r"^from diffusers import StableDiffusionPipeline$": 'StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})',
     # Plain SGD at 0.5 on a sum of losses over inputs up to 90 diverges from factors of the weight's own size; PEFT lowers the
     # rate there for its own methods of that kind (OSF, HiRA), so SoKA joins them by the type's name.
     r"issubclass\(config_cls, \(VBLoRAConfig, RandLoraConfig, UniLoraConfig, OSFConfig\)\)": (

@@ -239,6 +239,16 @@ def test_a_state_dict_goes_through_inject_adapter_in_model(trained: tuple[PeftMo
     assert torch.equal(models.output(network), models.output(adapted))
 
 
+def test_the_keys_of_a_state_dict_say_which_modules_are_adapted() -> None:
+    source = inject_adapter_in_model(models.config(target_modules=["q_proj"]), models.model())
+    models.train_a_little(source, 0.5)
+    state = get_peft_model_state_dict(source)
+    with pytest.warns(RuntimeWarning, match="an inconsistency was discovered"):
+        network = inject_adapter_in_model(models.config(target_modules=["v_proj"]), models.model(), state_dict=state)
+    set_peft_model_state_dict(network, state)
+    assert torch.equal(models.output(network), models.output(source))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_transformers_load_adapter_gives_the_same_function(tmp_path: Path, dtype: torch.dtype) -> None:
     adapted = get_peft_model(models.model("llama", dtype), models.config())
