@@ -76,7 +76,7 @@ class SokaLayer(BaseTunerLayer):
             else:
                 start = self._decompose(shape, rule, module_seed(config.seed, module_name), module_name)
                 config.record(module_name, shape, start.rank)
-            self.set_factors(adapter_name, start, start if config.init_weights else _moved_away(start))
+            self.set_factors(adapter_name, *((start, start) if config.init_weights else _apart(start)))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _weight_device(self) -> torch.device:
@@ -100,9 +100,9 @@ class SokaLayer(BaseTunerLayer):
             raise ValueError(f"{module_name}: {error}") from error
         return factors
 
-    def set_factors(self, adapter_name: str, start: KronFactors, trained: KronFactors | None = None) -> None:
+    def set_factors(self, adapter_name: str, start: KronFactors, present: KronFactors | None = None) -> None:
         """Give the adapter its start, and its present terms (default: the start)."""
-        present = start if trained is None else trained
+        present = start if present is None else present
         for names, factors in ((TRAINED, present), (START, start)):
             for name, tensor in zip(names, (factors.left, factors.right, factors.sigma), strict=True):
                 self._put(name, adapter_name, tensor.detach().to(self._factor_device(), torch.float32).clone())
@@ -278,10 +278,14 @@ def _blank(shape: KronShape, rank: int, device: torch.device) -> KronFactors:
     )
 
 
-def _moved_away(start: KronFactors) -> KronFactors:
-    """The start with as much noise again on every factor, from torch's global generator."""
+def _apart(start: KronFactors) -> tuple[KronFactors, KronFactors]:
+    """(start, present) whose difference is one random term of sigma_1's size, from torch's global generator.
 
-    def shaken(tensor: Tensor) -> Tensor:
-        return tensor + torch.randn_like(tensor) / (tensor[0].numel() ** 0.5)
-
-    return KronFactors(shaken(start.left), shaken(start.right), start.sigma)
+    It depends on neither the rank nor the factors, so a weight and its quantised copy are moved alike.
+    """
+    left, right, sigma, absent = start.left.clone(), start.right.clone(), start.sigma.clone(), start.sigma.clone()
+    for factor in (left, right):
+        factor[0] = torch.randn_like(factor[0]) / factor[0].numel() ** 0.5
+    sigma[0] = torch.where(sigma[0] > 0, sigma[0], 1.0)
+    absent[0] = 0.0
+    return KronFactors(start.left, start.right, absent), KronFactors(left, right, sigma)

@@ -195,6 +195,8 @@ def _names(mark: pytest.Mark) -> list[str]:
 
 def _soka_rows(names: list[str], rows: Sequence[Any]) -> list[Any] | None:
     """SoKA's rows for a parametrisation over methods; None for any other."""
+    from peft import PromptLearningConfig
+
     from soka_cli.adapter import SokaConfig
 
     if names in (["config_cls"], ["config_class"]):
@@ -203,7 +205,7 @@ def _soka_rows(names: list[str], rows: Sequence[Any]) -> list[Any] | None:
         return [(SokaConfig, {})]
     if names == ["test_name", "model_id", "config_cls", "config_kwargs"]:
         return [(name, model, SokaConfig, dict(fields)) for name, model, fields in CUSTOM_CASES]
-    if names == ["config_cls", "config_kwargs"]:
+    if names == ["config_cls", "config_kwargs"] and not all(issubclass(row[0], PromptLearningConfig) for row in rows):
         task = next((row[1]["task_type"] for row in rows if isinstance(row, tuple) and "task_type" in row[1]), None)
         common = {"target_modules": None, "task_type": task} if task else {"target_modules": ["q_proj", "v_proj"]}
         return [(SokaConfig, dict(common)), (SokaConfig, common | FIXED)]

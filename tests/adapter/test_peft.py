@@ -151,10 +151,11 @@ def test_rank_depends_on_the_weight_alone() -> None:
 
 
 @pytest.mark.usefixtures("no_decomposition")
-def test_nothing_is_decomposed_on_the_meta_device() -> None:
+@pytest.mark.parametrize("init_weights", [True, False])
+def test_nothing_is_decomposed_on_the_meta_device(init_weights: bool) -> None:
     with torch.device("meta"):
         network = models.builders.tiny_model()
-    adapted = get_peft_model(network, models.config())
+    adapted = get_peft_model(network, models.config(init_weights=init_weights))
     assert all(found.soka_U["default"].is_meta for found in models.layers(adapted))
 
 
