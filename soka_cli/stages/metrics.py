@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from soka_cli.run.interrupt import PendingInterrupt
 from soka_cli.run.lines import AppendFile
 from soka_cli.run.reporter import ProgressTask
+from soka_cli.run.write import damaged
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -21,8 +22,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def cut_back(file: AppendFile, step: int) -> int:
-    """Drop the rows behind `step`, which will be trained again; returns how many."""
-    kept = sum(1 for row in file.rows if row["step"] <= step)
+    """Drop the rows behind `step`, which will be trained again; returns how many.
+
+    Raises:
+        SokaError: exit 5 where the row of `step` itself is missing: it was written before the checkpoint of that step was.
+    """
+    steps = [row.get("step") for row in file.rows]
+    if step and step not in steps:
+        raise damaged(file.path, f"it has no row for step {step}, whose checkpoint is there", "restore it from a copy, or use --force")
+    kept = steps.index(step) + 1 if step else 0
     dropped = len(file.rows) - kept
     if dropped:
         file.keep_first(kept)

@@ -31,7 +31,7 @@ from soka_cli.run.interrupt import interrupts_wait
 from soka_cli.run.lines import AppendFile
 from soka_cli.run.resources import require_space
 from soka_cli.run.stage import Stage, open_stage
-from soka_cli.run.write import atomic_folder, read_json
+from soka_cli.run.write import atomic_folder, damaged, read_json
 from soka_cli.stages.checkpoints import Checkpoints
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import decompose, decompose_inputs
@@ -43,6 +43,7 @@ STAGE = "train"
 INITIAL_FACTORS = "initial_factors.safetensors"  # in a PiSSA checkpoint: what its base had subtracted
 SPEED_OPTIONS = {"micro_batch_size", "save_every", "keep_checkpoints", "eval_every", "log_every"}  # no inputs: they change no result
 FP32_BYTES = 4
+SHOWN = ("method", "steps", "tokens", "first_loss", "last_loss", "eval_loss", "trainable_parameters", "seconds")
 
 
 def train(context: StageContext) -> Outcome:
@@ -69,8 +70,7 @@ def train(context: StageContext) -> Outcome:
         extends=extends,
     ) as stage:
         if stage.done:
-            figures = read_json(context.layout.environment(STAGE))["training"]
-            return _outcome(context, figures, "already done")
+            return _outcome(context, _figures_of(context.layout.environment(STAGE)), "already done")
         run = _Training(context, stage)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by a name of yesterday
@@ -79,6 +79,15 @@ def train(context: StageContext) -> Outcome:
             figures = run.fit()
         stage.finish([context.layout.metrics, run.result], {"device": str(run.device), "data": run.ledgers, "training": figures})
     return _outcome(context, figures, "done")
+
+
+def _figures_of(path: Path) -> dict[str, Any]:
+    """The figures of a finished training; exit 5 where the file lacks them."""
+    kept = read_json(path)
+    figures = kept.get("training") if isinstance(kept, dict) else None
+    if not isinstance(figures, dict) or not figures.keys() >= set(SHOWN):
+        raise damaged(path, "it lacks the figures of the training", "repeat with --force to train again")
+    return figures
 
 
 def train_inputs(context: StageContext) -> dict[str, Any]:
@@ -275,7 +284,8 @@ class _Training:
         ):
             if metrics.cut:
                 reporter.warn(metrics.cut)
-            if dropped := cut_back(metrics, start):
+            dropped = cut_back(metrics, start)
+            if dropped:
                 reporter.say(f"metrics.jsonl: {dropped} rows after step {start} are taken back; these steps are trained again.")
             if found:
                 reporter.say(f"Going on from {found[1].name} of {steps} steps.")
@@ -303,6 +313,13 @@ class _Training:
 
     def _arguments(self, steps: int, validated: bool) -> TrainingArguments:
         train = self.recipe.train
+        if train.precision == "bf16" and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise SokaError(
+                f"{torch.cuda.get_device_name(self.device)} does not compute in bfloat16.",
+                where="train.precision: bf16",
+                hint="set train.precision=fp32",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
         arguments = TrainingArguments(
             output_dir=str(self.layout.checkpoints),
             max_steps=steps,
@@ -382,13 +399,12 @@ def _split(rows: list[dict[str, Any]], fraction: float, seed: int) -> tuple[list
 
 
 def _outcome(context: StageContext, figures: dict[str, Any], status: Any) -> Outcome:
-    shown = ("method", "steps", "tokens", "first_loss", "last_loss", "eval_loss", "trainable_parameters", "seconds")
     run = shlex.quote(str(context.layout.root))
     return Outcome(
         stage=STAGE,
         status=status,
         run=context.layout.root,
         figures=figures,
-        tables=(Table("Training", shown, (tuple(figures[name] for name in shown),)),),
+        tables=(Table("Training", SHOWN, (tuple(figures[name] for name in SHOWN),)),),
         next_commands=(f"soka eval --run {run}", f"soka merge --run {run}"),
     )

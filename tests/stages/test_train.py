@@ -185,6 +185,10 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, llama_folder: Path,
     second = train(context)
     assert (second.status, second.figures) == ("already done", first.figures)
     assert (context.layout.adapter / "adapter_model.safetensors").stat().st_mtime_ns == before
+    context.layout.environment("train").write_text("{}")
+    with pytest.raises(SokaError) as failure:
+        train(context)
+    assert failure.value.exit_code is ExitCode.RUN and "train.json" in failure.value.where
 
 
 def test_another_rate_is_refused_and_force_keeps_the_decomposition(tmp_path: Path, llama_folder: Path, gsm8k_file: Path) -> None:

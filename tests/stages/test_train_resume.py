@@ -153,6 +153,17 @@ def test_a_checkpoint_without_its_digests_is_skipped_by_name(tmp_path: Path, mon
     assert [row["step"] for row in curve(context)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_metrics_that_lack_the_checkpoints_step_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = builders.stage_context(tmp_path, mapping(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        train(context)
+    context.layout.metrics.write_text('{"step": 1}\n')
+    with pytest.raises(SokaError) as failure:
+        train(context)
+    assert failure.value.exit_code is ExitCode.RUN and "metrics.jsonl" in failure.value.where
+
+
 class SignallingReporter(SilentReporter):
     """Sends a signal to this very process once so many steps are done."""
 
