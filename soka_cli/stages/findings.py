@@ -1,7 +1,7 @@
 """What a run directory says about its run, read and checked file by file; what is not there is named."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +71,13 @@ class Step(Written):
     tokens_per_s: float | None = None
     memory_bytes: int | None = None
     eval_loss: float | None = None
+    eval_loss_before: float | None = None
+
+
+def held_out_curve(steps: Sequence[Step]) -> list[tuple[int, float]]:
+    """(step, loss on the held-out rows), that of the untrained start at step 0."""
+    before = [(0, step.eval_loss_before) for step in steps if step.eval_loss_before is not None]
+    return before + [(step.step, step.eval_loss) for step in steps if step.eval_loss is not None]
 
 
 class Metric(Written):

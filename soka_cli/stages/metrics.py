@@ -3,6 +3,7 @@
 import math
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,12 +62,18 @@ class StepFlow(TrainerCallback):
 class MetricsWriter(TrainerCallback):
     """Writes a row for each logged step and moves the progress bar. Runs after StepFlow.
 
-    A step with an evaluation is written when eval_loss is known, and always before that step's checkpoint is.
+    A step with an evaluation is written when eval_loss is known, and always before that step's checkpoint is. The first row
+    also has `eval_loss_before`, the held-out loss of the untrained start.
+
+    Args:
+        held_out_loss: measures the held-out loss; None where there are no held-out rows.
     """
 
-    def __init__(self, file: AppendFile, progress: ProgressTask) -> None:
+    def __init__(self, file: AppendFile, progress: ProgressTask, held_out_loss: Callable[[], float] | None = None) -> None:
         self.file = file
         self.progress = progress
+        self.held_out_loss = held_out_loss
+        self.before: dict[str, float] = {}
         self.row: dict[str, Any] | None = None
         self.seconds = 0.0  # inside training steps since the last row, so without evaluations and checkpoints
         self.tokens = 0
@@ -76,6 +83,8 @@ class MetricsWriter(TrainerCallback):
         self.tokens = state.num_input_tokens_seen
         if state.global_step:
             self.progress.advance(state.global_step)
+        elif self.held_out_loss is not None:
+            self.before = {"eval_loss_before": self.held_out_loss()}
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.begun = time.monotonic()
@@ -101,7 +110,9 @@ class MetricsWriter(TrainerCallback):
             "grad_norm": logs["grad_norm"],
             "tokens_per_s": round(speed, 1),
             "memory_bytes": peak_memory_bytes(args.device),
+            **self.before,
         }
+        self.before = {}
         self.tokens, self.seconds = tokens, 0.0
         self.progress.advance(1, loss=self.row["loss"], tokens_per_s=self.row["tokens_per_s"])
         if not control.should_evaluate:

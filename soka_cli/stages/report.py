@@ -13,7 +13,7 @@ from soka_cli.run.stage import open_stage
 from soka_cli.run.write import atomic_folder, to_json
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import COLUMNS, kind_of, kind_row
-from soka_cli.stages.findings import Findings, Step, files_read, find
+from soka_cli.stages.findings import Findings, Step, files_read, find, held_out_curve
 from soka_cli.stages.outcome import Cell, Outcome, Table
 from soka_cli.stages.plots import Plot, curve, score_bars, spectra
 
@@ -157,7 +157,7 @@ def training_figures(findings: Findings) -> dict[str, Any] | None:
     steps = findings.steps
     if not steps:
         return None
-    evaluated = [step.eval_loss for step in steps if step.eval_loss is not None]
+    evaluated = held_out_curve(steps)
     norms = [step.grad_norm for step in steps if step.grad_norm is not None]
     return {
         **{name: value for name, value in findings.training.items() if name in ("rows", "seconds")},
@@ -165,8 +165,8 @@ def training_figures(findings: Findings) -> dict[str, Any] | None:
         "tokens": steps[-1].tokens,
         "first_loss": steps[0].loss,
         "last_loss": steps[-1].loss,
-        "first_eval_loss": evaluated[0] if evaluated else None,
-        "last_eval_loss": evaluated[-1] if evaluated else None,
+        "first_eval_loss": evaluated[0][1] if evaluated else None,
+        "last_eval_loss": evaluated[-1][1] if evaluated else None,
         "largest_grad_norm": max(norms, default=None),
         "tokens_per_s": _median([step.tokens_per_s for step in steps if step.tokens_per_s is not None]),
         "memory_bytes": max((step.memory_bytes for step in steps if step.memory_bytes is not None), default=None),
@@ -219,7 +219,7 @@ def _training_plots(context: StageContext, steps: tuple[Step, ...]) -> list[Plot
     if not steps:
         return []
     loss = {"loss": [(step.step, step.loss) for step in steps]}
-    if evaluated := [(step.step, step.eval_loss) for step in steps if step.eval_loss is not None]:
+    if evaluated := held_out_curve(steps):
         loss["eval_loss"] = evaluated
     span = f"over steps {steps[0].step} to {steps[-1].step}"
     first, last = steps[0], steps[-1]

@@ -43,7 +43,7 @@ STAGE = "train"
 INITIAL_FACTORS = "initial_factors.safetensors"  # in a PiSSA checkpoint: what its base had subtracted
 SPEED_OPTIONS = {"micro_batch_size", "save_every", "keep_checkpoints", "eval_every", "log_every"}  # no inputs: they change no result
 FP32_BYTES = 4
-SHOWN = ("method", "steps", "tokens", "first_loss", "last_loss", "eval_loss", "trainable_parameters", "seconds")
+SHOWN = ("method", "steps", "tokens", "first_loss", "last_loss", "first_eval_loss", "last_eval_loss", "trainable_parameters", "seconds")
 
 
 def train(context: StageContext) -> Outcome:
@@ -188,7 +188,8 @@ class _Training:
             "tokens": metrics[-1]["tokens"],
             "first_loss": metrics[0]["loss"],
             "last_loss": metrics[-1]["loss"],
-            "eval_loss": evaluated[-1] if evaluated else None,
+            "first_eval_loss": metrics[0].get("eval_loss_before"),
+            "last_eval_loss": evaluated[-1] if evaluated else None,
             "trainable_parameters": trainable,
             "rows": len(rows.training),
             "seconds": self.stage.seconds,
@@ -295,11 +296,12 @@ class _Training:
                 train_dataset=rows.training,
                 eval_dataset=rows.validation or None,
                 data_collator=Collator(self.tokenizer.pad_token_id),
-                callbacks=[StepFlow(pending), MetricsWriter(metrics, progress)],
+                callbacks=[StepFlow(pending)],
                 checkpoints=self.checkpoints,
                 sigma_lr=self.recipe.train.sigma_lr,
                 save_more=self._save_initial if self.initial is not None else None,
             )
+            trainer.add_callback(MetricsWriter(metrics, progress, trainer.held_out_loss if rows.validation else None))
             use_cache = model.config.use_cache
             if found and start >= steps:  # stopped between the last checkpoint and the result
                 trainer._load_from_checkpoint(str(found[1]))

@@ -101,8 +101,8 @@ class RunTrainer(Trainer):
         )
 
     @torch.no_grad()
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """`eval_loss`: the mean over all supervised tokens of the held-out rows, in nats a token."""
+    def held_out_loss(self) -> float:
+        """The mean over all supervised tokens of the held-out rows, in nats a token."""
         self.model.eval()
         total, count = 0.0, 0
         for batch in self.get_eval_dataloader():
@@ -110,9 +110,13 @@ class RunTrainer(Trainer):
             supervised = (inputs["labels"][:, 1:] != IGNORED).sum()
             total += float(self.compute_loss(self.model, inputs, num_items_in_batch=supervised)) * int(supervised)
             count += int(supervised)
-        metrics = {"eval_loss": total / count}
-        if not math.isfinite(metrics["eval_loss"]):
-            raise self._diverged(f"eval_loss is {metrics['eval_loss']:g}", [])
+        if not math.isfinite(total):
+            raise self._diverged(f"eval_loss is {total:g}", [])
+        return total / count
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """`eval_loss`, told to the callbacks."""
+        metrics = {"eval_loss": self.held_out_loss()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
