@@ -175,3 +175,12 @@ def test_a_signal_in_training_leaves_a_checkpoint_and_its_exit_code(here: Path, 
     assert process.returncode == code, shown
     assert list((here / "long/train/checkpoints").glob("checkpoint-*/digests.json"))
     assert "soka train -r tiny.yaml --run long" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["plan", "-r", "nowhere.yaml"], 2), (["report", "--run", "."], 5), (["recipes", "--json"], 0)]
+)
+def test_the_process_exits_with_what_the_verb_answered(words: list[str], code: int, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "soka_cli", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
