@@ -10,12 +10,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from soka_cli.demo.arithmetic import EQUATION, LARGEST, TABLE, fill, result, solve
-from soka_cli.demo.words import draw_words
+from soka_cli.demo.words import ITEMS, PEOPLE, draw_words
 
-SHARES = {"arithmetic": 0.45, "story": 0.44, "question": 0.11}  # of the characters
+SHARES = {"arithmetic": 0.35, "story": 0.50, "question": 0.15}  # of the characters
 
-# A result that the model can work out: behind an equals sign, or the bare answer to a one-step question.
-RESULT = re.compile(r"(?<==)\d+|(?<=\nAnswer: )\d+")
+# A story's whole equation, the result of an arithmetic line, the bare answer to a question.
+NUMBERS = re.compile(r"(?<= )\d+[-+*/]\d+=\d+|(?<==)\d+|(?<=\nAnswer: )\d+")
+NAMES = re.compile(rf"\b(?:{'|'.join(PEOPLE + ITEMS)})\b")
+
+
+def decided(text: str) -> list[tuple[int, int]]:
+    """Spans that the text before them decides: its equations and bare answers, and the names that it repeats."""
+    spans = [match.span() for match in NUMBERS.finditer(text)]
+    named: set[str] = set()
+    for match in NAMES.finditer(text):
+        if match[0] in named:
+            spans.append(match.span())
+        named.add(match[0])
+    return spans
 
 
 @dataclass(frozen=True)
