@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +170,9 @@ def test_a_signal_in_training_leaves_a_checkpoint_and_its_exit_code(here: Path, 
     )
     metrics = here / "long/train/metrics.jsonl"
     while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size):
-        pass
+        time.sleep(0.05)
     process.send_signal(number)
-    _, shown = process.communicate(timeout=120)
+    _, shown = process.communicate(timeout=300)
     assert process.returncode == code, shown
     assert list((here / "long/train/checkpoints").glob("checkpoint-*/digests.json"))
     assert "soka train -r tiny.yaml --run long" in shown
