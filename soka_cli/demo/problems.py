@@ -53,13 +53,13 @@ TEMPLATES = (
     Template(
         "garden",
         {"a": (2, 10), "b": (2, 10), "c": (2, 10), "d": (2, 10)},
-        "The garden has {a} rows of {b} red flowers and {c} rows of {d} blue flowers. How many flowers are in the garden?",
+        "The garden has {a} rows of {b} red flowers. The garden has {c} rows of {d} blue flowers. How many flowers are in the garden?",
         "There are [a*b=x] red flowers.\nThere are [c*d=y] blue flowers.\nTogether there are [x+y=z] flowers.",
     ),
     Template(
         "shop",
         {"a": (10, 100), "b": (2, 50), "c": (2, 10), "d": (2, 10)},
-        "{who} has {a} dollars. A book costs {b} dollars and a pen costs {c} dollars. {who} buys one book and {d} pens. "
+        "{who} has {a} dollars. A book costs {b} dollars. A pen costs {c} dollars. {who} buys {d} pens and one book. "
         "How many dollars are left?",
         "The pens cost [d*c=x] dollars.\nTogether they cost [b+x=y] dollars.\n{who} has [a-y=z] dollars left.",
     ),
