@@ -1,4 +1,4 @@
-"""Trains the demo's base model from nothing: `python -m benchmarks.demo_model`, about 20 minutes on 2 free cores.
+"""Trains the demo's base model from nothing: `python -m benchmarks.demo_model`, 20-30 minutes on 2 cores.
 
 Writes the model and its tokenizer to soka_cli/demo/model/ and the task's rows to soka_cli/demo/data/.
 The text comes from soka_cli/demo/corpus.py; the same seed and thread count give the same model.
