@@ -42,11 +42,12 @@ class StageRecord(Entry):
 
 
 class Manifest(Entry):
-    """`manifest.json`. `recipe_sha256` is recipe.yaml's, so that an edited or damaged recipe is seen."""
+    """`manifest.json`. `recipe_sha256` and `source_sha256` are the two recipe files', so that an edited or damaged one is seen."""
 
     schema_version: int = SCHEMA_VERSION
     written_by: str = f"soka {__version__}"
     recipe_sha256: str | None = None
+    source_sha256: str | None = None
     stages: dict[str, StageRecord] = {}
 
     @classmethod

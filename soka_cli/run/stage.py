@@ -251,9 +251,9 @@ def write_recipe(layout: RunLayout, recipe_yaml: str, source_text: str) -> None:
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
     manifest = Manifest.read(layout.manifest)
-    digest = file_digest(layout.recipe)
-    if manifest.recipe_sha256 != digest:
-        manifest.model_copy(update={"recipe_sha256": digest}).write(layout.manifest)
+    digests = {"recipe_sha256": file_digest(layout.recipe), "source_sha256": file_digest(layout.recipe_source)}
+    if digests != {name: getattr(manifest, name) for name in digests}:
+        manifest.model_copy(update=digests).write(layout.manifest)
 
 
 def recorded_recipe(layout: RunLayout) -> Path:
@@ -264,4 +264,8 @@ def recorded_recipe(layout: RunLayout) -> Path:
     if recorded is not None and file_digest(layout.recipe) != recorded:
         hint = f"if it was edited, name it: --recipe {layout.recipe} --run {layout.root}; if not, name the recipe that it came from"
         raise damaged(layout.recipe, "its sha256 is not the one in the manifest", hint)
+    source = Manifest.read(layout.manifest).source_sha256
+    if source is not None and (not layout.recipe_source.is_file() or file_digest(layout.recipe_source) != source):
+        hint = f"name the recipe that it came from: --recipe NAME --run {layout.root}; or put the file back from a copy"
+        raise damaged(layout.recipe_source, "it is missing, or its sha256 is not the one in the manifest", hint)
     return layout.recipe
