@@ -260,11 +260,11 @@ def recorded_recipe(layout: RunLayout) -> Path:
     """The directory's own recipe.yaml, as it was written; SokaError (exit 5) where it is missing, edited or damaged."""
     if not layout.recipe.is_file():
         raise damaged(layout.recipe, "the file is missing", f"name the recipe too: --recipe NAME --run {layout.root}")
-    recorded = Manifest.read(layout.manifest).recipe_sha256
-    if recorded is not None and file_digest(layout.recipe) != recorded:
+    manifest = Manifest.read(layout.manifest)
+    if manifest.recipe_sha256 is not None and file_digest(layout.recipe) != manifest.recipe_sha256:
         hint = f"if it was edited, name it: --recipe {layout.recipe} --run {layout.root}; if not, name the recipe that it came from"
         raise damaged(layout.recipe, "its sha256 is not the one in the manifest", hint)
-    source = Manifest.read(layout.manifest).source_sha256
+    source = manifest.source_sha256
     if source is not None and (not layout.recipe_source.is_file() or file_digest(layout.recipe_source) != source):
         hint = f"name the recipe that it came from: --recipe NAME --run {layout.root}; or put the file back from a copy"
         raise damaged(layout.recipe_source, "it is missing, or its sha256 is not the one in the manifest", hint)

@@ -1,6 +1,5 @@
 """train: rows, base and start -> train/adapter (or train/model), through transformers' Trainer."""
 
-import math
 import os
 import random
 import shlex
@@ -26,7 +25,7 @@ from soka_cli.models.base import load_base, load_tokenizer, pick_device
 from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
-from soka_cli.recipe.schema import Recipe, SourceSection
+from soka_cli.recipe.schema import SourceSection
 from soka_cli.run.interrupt import interrupts_wait
 from soka_cli.run.lines import AppendFile
 from soka_cli.run.resources import require_space
@@ -35,6 +34,7 @@ from soka_cli.run.write import atomic_folder, damaged, read_json
 from soka_cli.stages.checkpoints import Checkpoints
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import decompose, decompose_inputs
+from soka_cli.stages.length import steps_in_all
 from soka_cli.stages.metrics import MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
 from soka_cli.stages.trainer import RunTrainer
@@ -118,11 +118,6 @@ def extends(old: dict[str, Any], new: dict[str, Any]) -> bool:
     if old_rest != new_rest or (old_steps is None) != (new_steps is None):
         return False
     return new_steps > old_steps if old_steps is not None and new_steps is not None else new_epochs > old_epochs
-
-
-def steps_in_all(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps of a run over `rows`; the last batch of a pass may be smaller."""
-    return recipe.train.steps or math.ceil((recipe.train.epochs or 1.0) * math.ceil(rows / recipe.train.batch_size))
 
 
 def _refuse_several_processes() -> None:
