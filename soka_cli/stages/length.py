@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from soka_cli.recipe.places import locate
 from soka_cli.recipe.schema import Recipe
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.steps import rows_read, steps_in_all
 
 if TYPE_CHECKING:
     from soka_cli.data.encode import Ledger
@@ -31,17 +32,6 @@ class Length:
     tokens: int | None
     tokens_at_most: int | None
     sampled: bool = False
-
-
-def steps_in_all(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps of a run over `rows`; the last batch of a pass may be smaller."""
-    return recipe.train.steps or math.ceil((recipe.train.epochs or 1.0) * math.ceil(rows / recipe.train.batch_size))
-
-
-def rows_read(recipe: Recipe, rows: int) -> int:
-    """Rows that the steps of a run read: whole passes, and whole batches of the last one."""
-    passes, rest = divmod(steps_in_all(recipe, rows), math.ceil(rows / recipe.train.batch_size))
-    return passes * rows + min(rest * recipe.train.batch_size, rows)
 
 
 def held_out(recipe: Recipe, rows: int) -> int:

@@ -34,9 +34,9 @@ from soka_cli.run.write import atomic_folder, damaged, read_json
 from soka_cli.stages.checkpoints import Checkpoints
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import decompose, decompose_inputs
-from soka_cli.stages.length import steps_in_all
 from soka_cli.stages.metrics import MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
+from soka_cli.stages.steps import steps_in_all
 from soka_cli.stages.trainer import RunTrainer
 
 STAGE = "train"
