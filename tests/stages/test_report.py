@@ -18,6 +18,7 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron import KronFactors, RankRule, balanced, decompose_weight, kron_dense
 from soka_cli.recipe.load import load_recipe
 from soka_cli.recipe.resolved import to_yaml
+from soka_cli.run.environment import package_version
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.stage import open_stage
 from soka_cli.run.write import write_json
@@ -251,7 +252,7 @@ def test_the_page_shows_recipe_ranks_scores_parity_environment_and_commands(repo
             "0.00041",
             "bfloat16",
             "4,321",
-            f"torch {torch.__version__}",
+            f"torch {package_version('torch')}",
             "soka train -r arithmetic",
             f"soka run --recipe {reported.layout.root}/recipe.yaml",
         ):
