@@ -7,10 +7,11 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from soka_cli.kron.leading import row_chunks
 from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
 from soka_cli.kron.rearrange import rearrange
 from soka_cli.kron.shape import KronShape
-from soka_cli.kron.solver import Triplets, leading_triplets, row_chunks
+from soka_cli.kron.solver import Triplets, leading_triplets
 
 
 @dataclass
@@ -91,7 +92,11 @@ def decompose_weight(weight: Tensor, shape: KronShape, rule: RankRule, *, seed: 
     matrix = rearrange(weight, shape)
     del weight
     started = perf_counter()
-    triplets = leading_triplets(matrix, rule.wanted_sigmas(shape.max_rank), seed=seed)
+
+    def settled(sigma: Tensor, error_bound: Tensor, energy: float) -> bool:
+        return choose_rank(sigma, error_bound, energy, rule, shape.max_rank).bound_by != "unresolved"
+
+    triplets = leading_triplets(matrix, rule.wanted_sigmas(shape.max_rank), seed=seed, settled=settled)
     seconds = perf_counter() - started
     choice = choose_rank(triplets.sigma, triplets.error_bound, triplets.total_energy, rule, shape.max_rank)
     factors = _signed_factors(triplets, choice.rank, shape)
