@@ -1,9 +1,12 @@
 """Singular triplets against matrices whose spectra are known, by both methods."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import safe_open
 
-from soka_cli.kron import Triplets, leading_triplets
+from soka_cli.kron import RankRule, Triplets, balanced, decompose_weight, leading, leading_triplets, rearrange
 from soka_cli.kron.certificate import clustered_bound
 from soka_cli.kron.solver import Method
 
@@ -168,3 +171,72 @@ def test_values_whose_intervals_overlap_share_the_bound_of_their_group() -> None
     joined = (2 * 0.08**2 + 0.09**2) ** 0.5
     expected = torch.tensor([joined, joined, joined, 0.1], dtype=torch.float64)
     torch.testing.assert_close(clustered_bound(sigma, residual), expected)
+
+
+@pytest.mark.parametrize("model", ["llama288-math", "stories260K", "rxn-albert", "aren-translit"])
+def test_bounds_hold_on_every_matrix_of_a_real_model(shared: Path, model: str) -> None:
+    checked = 0
+    with safe_open(shared / "models" / model / "model.safetensors", framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            weight = file.get_tensor(name)
+            if weight.ndim != 2 or min(weight.shape) < 16:
+                continue
+            matrix = rearrange(weight.float(), balanced(*weight.shape))
+            assert_sound(matrix, leading_triplets(matrix, min(17, *matrix.shape), seed=0, method="randomised"))
+            checked += 1
+    assert checked > 10
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
+def test_the_bound_is_what_the_tolerance_asks_for(tolerance: float) -> None:
+    matrix = torch.randn(700, 600, generator=torch.Generator().manual_seed(8))
+    triplets = leading_triplets(matrix, 17, seed=0, method="randomised", tolerance=tolerance)
+    assert_sound(matrix, triplets)
+    assert float(triplets.error_bound.max()) <= tolerance * float(triplets.sigma[0])
+
+
+def test_bounds_are_tightened_until_the_caller_is_settled() -> None:
+    matrix, asked = torch.randn(700, 600, generator=torch.Generator().manual_seed(9)), []
+
+    def settled(sigma: torch.Tensor, error_bound: torch.Tensor, energy: float) -> bool:
+        asked.append(float(error_bound.max() / sigma[0]))
+        assert energy == pytest.approx(float(matrix.double().square().sum()))
+        return asked[-1] <= 2e-6
+
+    triplets = leading_triplets(matrix, 17, seed=0, method="randomised", tolerance=1e-2, settled=settled)
+    assert_sound(matrix, triplets)
+    assert asked[0] > 2e-6
+    assert float(triplets.error_bound.max()) <= 2e-6 * float(triplets.sigma[0])
+
+
+def test_a_question_that_nothing_settles_ends_with_the_finest_bounds() -> None:
+    matrix = known_matrix(SPECTRA["17 copies"], 440, 400)
+    triplets = leading_triplets(matrix, 20, seed=0, method="randomised", settled=lambda sigma, error_bound, energy: False)
+    assert_sound(matrix, triplets)
+    assert float(triplets.error_bound.max()) <= 1e-5 * float(triplets.sigma[0])
+
+
+def test_a_basis_that_would_grow_too_large_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, restarts = torch.randn(900, 800, generator=torch.Generator().manual_seed(10)), []
+    monkeypatch.setattr(leading, "MOST_COLUMNS", 160)
+    restart = leading.KrylovSpace.restart
+    monkeypatch.setattr(leading.KrylovSpace, "restart", lambda self, *pairs: (restarts.append(self.size), restart(self, *pairs))[1])
+    triplets = leading_triplets(matrix, 17, seed=0, method="randomised", tolerance=1e-4)
+    assert_sound(matrix, triplets)
+    assert restarts
+    assert float(triplets.error_bound.max()) <= 1e-4 * float(triplets.sigma[0])
+
+
+def test_a_search_that_gives_up_hands_over_to_the_exact_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.randn(600, 500, generator=torch.Generator().manual_seed(11))
+    monkeypatch.setattr(leading, "MOST_STEPS", 6)
+    given_up = leading_triplets(matrix, 17, seed=0, method="randomised")
+    assert torch.equal(given_up.left, leading_triplets(matrix, 17, seed=0, method="exact").left)
+
+
+def test_two_seeds_find_the_same_ranks_of_flat_spectra() -> None:
+    """A rule that reads gaps within a few per mille of sigma: each seed's choice is the other's, or marked unresolved."""
+    for index in range(4):
+        weight = torch.randn(576, 576, generator=torch.Generator().manual_seed(20 + index))
+        first, other = (decompose_weight(weight, balanced(576, 576), RankRule(max=16), seed=seed).choice for seed in (1, 2))
+        assert first.rank == other.rank or "unresolved" in (first.bound_by, other.bound_by)
