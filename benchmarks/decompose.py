@@ -1,0 +1,154 @@
+"""Leading singular triplets with a bound, against the ways that a well-kept library offers, in one run.
+
+python -m benchmarks.decompose [--side 4096] [--repeats 5] [--threads 2] [--full-svd]
+
+Every way runs once a repetition, interleaved; ratios are of the same repetition. `torch.svd_lowrank` is given, for each
+spectrum, the cheapest oversampling and niter whose measured error is at most that of soka's (measured against the eigenvalues
+of the Gram matrix in fp64). Spectra: flat (Gaussian entries), decaying (Gaussian with rows scaled by k^-1).
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from soka_cli.kron import KronShape, balanced, leading_triplets, rearrange
+
+BOUND = 1e-3  # of sigma_1, what soka is asked for
+OVERSAMPLING = (8, 16, 32, 48, 64, 96)
+POWERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass
+class Times:
+    """Seconds of one way, one entry a repetition."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({min(self.seconds):.3f}-{max(self.seconds):.3f})"
+
+    def over(self, other: "Times") -> float:
+        """The median of the ratios, repetition by repetition."""
+        return statistics.median(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
+
+
+def gaussian(rows: int, columns: int, spectrum: str, seed: int) -> Tensor:
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    return matrix if spectrum == "flat" else matrix / torch.arange(1, rows + 1)[:, None]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def gram_values(matrix: Tensor) -> Tensor:
+    """All singular values from the fp64 Gram matrix of the smaller side, descending."""
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    gram = torch.zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64)
+    for columns in matrix.split(1024, 1):
+        part = columns.double()
+        gram.addmm_(part, part.T)
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()
+
+
+def error(sigma: Tensor, true: Tensor) -> float:
+    """The largest error of the leading values as a share of the first."""
+    return float((sigma.double() - true[: len(sigma)]).abs().max() / true[0])
+
+
+def tuned_lowrank(matrix: Tensor, count: int, true: Tensor, wanted: float) -> tuple[int, int, float] | None:
+    """q and niter of the fastest `torch.svd_lowrank` whose error is at most `wanted`, and its error; None where none is."""
+    best: tuple[float, int, int, float] | None = None
+    for extra in OVERSAMPLING:
+        for powers in POWERS:
+            torch.manual_seed(0)
+            started = time.perf_counter()
+            _, sigma, _ = torch.svd_lowrank(matrix, q=count + extra, niter=powers)
+            spent, reached = time.perf_counter() - started, error(sigma[:count], true)
+            if reached <= wanted:
+                if best is None or spent < best[0]:
+                    best = (spent, count + extra, powers, reached)
+                break
+            if best is not None and spent > 2 * best[0]:
+                break
+    return None if best is None else best[1:]
+
+
+def solver(side: int, count: int, spectrum: str, repeats: int, full_svd: bool) -> None:
+    """One row of the table of ways."""
+    matrix = gaussian(side, side, spectrum, seed=0)
+    true = gram_values(matrix)
+    found = leading_triplets(matrix, count, seed=0, method="randomised", tolerance=BOUND)
+    reached, stated = error(found.sigma, true), float(found.error_bound.max() / found.sigma[0])
+    assert bool(((found.sigma - true[:count]).abs() <= found.error_bound + 1e-12 * true[0]).all()), "a bound does not hold"
+    lowrank = tuned_lowrank(matrix, count, true, max(reached, 1e-7))
+    ours, peer, gram = Times([]), Times([]), Times([])
+    for number in range(repeats):
+        ours.seconds.append(seconds(lambda seed=number: leading_triplets(matrix, count, seed=seed, method="randomised", tolerance=BOUND)))
+        if lowrank is not None:
+            peer.seconds.append(seconds(lambda: torch.svd_lowrank(matrix, q=lowrank[0], niter=lowrank[1])))
+        gram.seconds.append(seconds(lambda: torch.linalg.eigh(matrix.double() @ matrix.double().T)))
+    svd = seconds(lambda: torch.linalg.svd(matrix, full_matrices=False)) if full_svd else None
+    print(
+        f"| {spectrum} | {count} | {ours} | {stated:.1e} | {reached:.1e} | "
+        + (
+            f"q={lowrank[0]}, niter={lowrank[1]}: {peer} | {lowrank[2]:.1e} | {ours.over(peer):.2f} | "
+            if lowrank
+            else "none reached it | - | - | "
+        )
+        + f"{gram} | {1 / ours.over(gram):.1f} | "
+        + (f"{svd:.1f} | {svd / ours.median:.0f} |" if svd else "- | - |"),
+        flush=True,
+    )
+
+
+def wide(side: int, repeats: int) -> None:
+    """A feed-forward weight of LLaMA-2-7B against a square one, 16 terms."""
+    shapes: list[tuple[str, KronShape]] = [("4096 x 4096", balanced(side, side)), ("11008 x 4096", balanced(side * 43 // 16, side))]
+    for spectrum in ("flat", "decaying"):
+        matrices = [rearrange(gaussian(one.out_features, one.in_features, spectrum, seed=1), one) for _, one in shapes]
+        times = [Times([]), Times([])]
+        for number in range(repeats):
+            for matrix, taken in zip(matrices, times, strict=True):
+                taken.seconds.append(seconds(lambda m=matrix, s=number: leading_triplets(m, 16, seed=s, tolerance=BOUND)))
+        sizes = ", ".join(f"{name} as {tuple(matrix.shape)}" for (name, _), matrix in zip(shapes, matrices, strict=True))
+        print(f"| {spectrum} | {sizes} | {times[0]} | {times[1]} | {times[1].over(times[0]):.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--full-svd", action="store_true", help="time one full SVD a spectrum too (about 11 s at 4096)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, n = {options.repeats}, seeds 0 to {options.repeats - 1}\n"
+    )
+    print(
+        "| spectrum | terms | soka s | bound stated | error | svd_lowrank s | its error | soka / it | Gram + eigh s | it / soka | SVD s | it / soka |"
+    )
+    print("| --- " * 12 + "|")
+    for spectrum in ("flat", "decaying"):
+        for count in (16, 32):
+            solver(options.side, count, spectrum, options.repeats, options.full_svd and count == 16)
+    print("\n| spectrum | sizes | square s | wide s | wide / square |\n| --- | --- | --- | --- | --- |")
+    wide(options.side, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
