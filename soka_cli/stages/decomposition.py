@@ -1,121 +1,84 @@
-"""The work of stage decompose: one weight after the other, each kept as soon as it is done."""
+"""The work of stage decompose: plan, then for each module matrix -> terms -> part file, then all parts -> decompose/."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from soka_cli.adapter.factors import weight_digest, write_factors
+from soka_cli.adapter.factors import write_factors
 from soka_cli.adapter.methods import peft_config
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron import Decomposition, KronFactors, KronShape, decompose_weight, module_seed
+from soka_cli.kron import Decomposition, KronFactors, decompose_weight, module_seed
 from soka_cli.models.checkpoint import Checkpoint
-from soka_cli.models.skeleton import Target, refuse_tied, skeleton, stored_names, targets
-from soka_cli.run.digest import json_digest
-from soka_cli.run.layout import RunLayout
-from soka_cli.run.reporter import ProgressTask
-from soka_cli.run.write import atomic_file, atomic_folder, write_json
+from soka_cli.run.write import atomic_folder, write_json
 from soka_cli.stages.context import StageContext
-
-
-@dataclass(frozen=True)
-class Part:
-    """One finished module: its terms, its spectrum, its row of layers.json, and the digest of the weight they come from."""
-
-    factors: KronFactors
-    spectrum: Tensor
-    record: dict[str, Any]
-    digest: str
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be done for one module: where its weight is stored, how it is split, and the key of its part file."""
-
-    target: Target
-    stored: str
-    shape: KronShape
-    key: str
+from soka_cli.stages.matrices import Matrix, read_ahead, weight_matrices
+from soka_cli.stages.parts import Part, PartFiles
+from soka_cli.stages.work import Work, planned_work
 
 
 def decompose_modules(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any], device: str) -> None:
     """Decompose every target and write decompose/ as one folder. Modules that an earlier run finished are taken from there."""
-    works = planned(context, checkpoint, inputs)
-    layout = context.layout
-    done = {work.target.name: part for work in works if (part := read_part(layout, work)) is not None}
-    if done:
-        context.reporter.say(f"decompose: {len(done)} of {len(works)} modules are there from a run that was stopped")
+    works = planned_work(context, checkpoint, inputs)
+    files = PartFiles(context.layout.decompose_parts)
+    kept = sum(is_kept(context, files, work) for work in works)
+    if kept:
+        context.reporter.say(f"decompose: {kept} of {len(works)} modules are there from a run that was stopped")
+    missing = [work for work in largest_first(works) if not files.path(work.key).exists()]
     with context.reporter.task("decompose", total=len(works), unit="modules") as task:
-        task.advance(len(done))
-        for work in works:
-            if work.target.name not in done:
-                done[work.target.name] = decomposed(context, checkpoint, work, device, task)
-    write_results(context, [done[work.target.name] for work in works])
+        task.advance(kept)
+        for work, part in decomposed(context, missing, device):
+            files.write(work.key, part)
+            task.advance(1, module=work.name, rank=part.record["rank"])
+    found = [files.read(work.key) for work in works]
+    parts = [part for part in found if part is not None]
+    write_results(context, parts)
 
 
-def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any]) -> list[Work]:
-    """Targets, stored tensors and shapes, all judged before the first weight is read."""
-    model = skeleton(checkpoint.folder)
-    found = targets(model, context.recipe.adapter.target_modules)
-    refuse_tied(found.values())
-    stored = stored_names(model, checkpoint, list(found.values()))
-    config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
-    works = []
-    for name, target in found.items():
-        try:
-            shape = config.shape_of(name, target.out_features, target.in_features)
-        except ValueError as error:
-            raise SokaError(
-                "the shape asked for does not fit a target's weight",
-                where=f"{name}, {target.out_features} x {target.in_features}",
-                why=str(error),
-                hint="adapter.shape=balanced, or one of the sizes above; adapter.shape_pattern gives one kind of module another shape",
-                exit_code=ExitCode.USAGE,
-            ) from None
-        works.append(Work(target, stored[name], shape, json_digest({"inputs": inputs, "module": name})))
-    return works
+def largest_first(works: Sequence[Work]) -> list[Work]:
+    """The costly ones first, equal ones in the model's order."""
+    return sorted(works, key=lambda work: -work.cost)
 
 
-def decomposed(context: StageContext, checkpoint: Checkpoint, work: Work, device: str, task: ProgressTask) -> Part:
-    """Read one weight, decompose it, keep the part on disk."""
-    name, recipe = work.target.name, context.recipe
-    weight = checkpoint.tensor(work.stored)
-    if not weight.is_floating_point() or weight.element_size() < 2:
-        raise SokaError(
-            f"tensor {work.stored} of the base model is {str(weight.dtype).removeprefix('torch.')}, a packed type",
-            where=str(checkpoint.folder / checkpoint.entry(work.stored).shard),
-            hint="take the model's unquantised weights (float32, bfloat16 or float16)",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
-    digest = weight_digest(weight.to(getattr(torch, recipe.model.dtype)))  # as the trained base will hold it
-    matrix = (weight.T if work.target.transposed else weight).to(device)  # (out, in)
+def is_kept(context: StageContext, files: PartFiles, work: Work) -> bool:
+    """Whether an earlier run finished this module; a damaged file is dropped and said."""
+    try:
+        return files.read(work.key) is not None
+    except ValueError as error:
+        context.reporter.warn(f"{work.name} is done again: its part of the earlier run is damaged ({error})")
+        files.discard(work.key)
+        return False
+
+
+def decomposed(context: StageContext, works: Sequence[Work], device: str) -> Iterator[tuple[Work, Part]]:
+    """Each module's terms, as soon as they are found."""
+    for work, matrix in read_ahead(weight_matrices(works, context.recipe.model.dtype)):
+        yield work, part_of(context, work, matrix, device)
+
+
+def part_of(context: StageContext, work: Work, matrix: Matrix, device: str) -> Part:
+    """One module's terms, spectrum and record."""
+    recipe = context.recipe
     config: Any = peft_config(recipe.adapter, seed=recipe.seed)
     try:
-        found = decompose_weight(matrix, work.shape, config.rank_rule, seed=module_seed(recipe.seed, name))
+        found = decompose_weight(matrix.take().to(device), work.shape, config.rank_rule, seed=module_seed(recipe.seed, work.name))
     except ValueError as error:
         raise SokaError(
-            f"the weight of {name} cannot be decomposed",
-            where=f"tensor {work.stored} in {checkpoint.folder / checkpoint.entry(work.stored).shard}",
+            f"the weight of {work.name} cannot be decomposed",
+            where=work.weight.where,
             why=str(error),
             hint="the base model's file is damaged or the model diverged; take it again from its source",
             exit_code=ExitCode.ENVIRONMENT,
         ) from None
     factors = KronFactors(*(tensor.cpu() for tensor in (found.factors.left, found.factors.right, found.factors.sigma)))
-    part = Part(factors, found.spectrum.cpu().double(), record_of(name, found), digest)
-    write_part(context.layout, work, part)
-    task.advance(1, module=name, rank=found.choice.rank)
-    return part
+    return Part(factors, found.spectrum.cpu().double(), record_of(work, found), matrix.digest)
 
 
-def record_of(name: str, found: Decomposition) -> dict[str, Any]:
+def record_of(work: Work, found: Decomposition) -> dict[str, Any]:
     """One module's row of layers.json, fields as the contract has them."""
     shape, choice = found.shape, found.choice
     return {
-        "name": name,
+        "name": work.name,
         "out_features": shape.out_features,
         "in_features": shape.in_features,
         "m": shape.m,
@@ -157,24 +120,3 @@ def totals(parts: list[Part]) -> dict[str, Any]:
         "components": sum(part.record["rank"] for part in parts),
         "seconds": sum(part.record["seconds"] for part in parts),
     }
-
-
-def write_part(layout: RunLayout, work: Work, part: Part) -> None:
-    tensors = {"U": part.factors.left, "V": part.factors.right, "sigma": part.factors.sigma, "spectrum": part.spectrum}
-    metadata = {"key": work.key, "record": json.dumps(part.record), "digest": part.digest}
-    with atomic_file(layout.decompose_parts / f"{work.key[:32]}.safetensors") as path:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
-
-
-def read_part(layout: RunLayout, work: Work) -> Part | None:
-    """A module that an earlier run finished on the same inputs; None where there is none that can be used."""
-    path = layout.decompose_parts / f"{work.key[:32]}.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != work.key:
-                return None
-            factors = KronFactors(*(file.get_tensor(name) for name in ("U", "V", "sigma")))
-            return Part(factors, file.get_tensor("spectrum"), json.loads(metadata["record"]), metadata["digest"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
