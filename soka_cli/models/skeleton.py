@@ -140,6 +140,12 @@ def _nothing_matches(model: PreTrainedModel, target_modules: Sequence[str] | str
     )
 
 
+def tied_linear(model: PreTrainedModel) -> dict[str, str]:
+    """Linear modules whose weight is another parameter's too: module name -> that parameter, e.g. lm_head -> model.embed_tokens.weight."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    return {name: found.tied_to for name in names if (found := target(model, name)).tied_to is not None}
+
+
 def refuse_tied(wanted: Iterable[Target]) -> None:
     """A weight that the embedding shares cannot be adapted alone: merging would change the embedding with it. Exit 2."""
     for target in wanted:

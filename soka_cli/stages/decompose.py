@@ -1,14 +1,20 @@
 """Stage decompose: the leading Kronecker terms of every target weight, straight from the checkpoint's files."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soka_cli.recipe.resolved import to_mapping, to_yaml
+from soka_cli.run.log import LOGGER
 from soka_cli.run.stage import open_stage
 from soka_cli.run.write import damaged, read_json, remove
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.launch import Worker
 from soka_cli.stages.outcome import Cell, Outcome, Table
+
+if TYPE_CHECKING:
+    from soka_cli.models.checkpoint import Checkpoint
 
 Record = dict[str, Any]
 
@@ -19,7 +25,8 @@ FIELDS = ("kind", "modules", "weight", "rank", "energy_kept", "bound_by", "param
 def decompose(context: StageContext) -> Outcome:
     """Write decompose/ (factors, spectra, layers.json) for method soka; other methods have nothing to decompose.
 
-    A killed run goes on with the modules that it has not finished. Weights are read one at a time.
+    A killed run goes on with the modules that it has not finished. Weights are read one ahead. Among several processes the
+    first one owns the run directory; the others leave parts for it and return `partial`.
 
     Raises:
         SokaError: exit 2 (targets, shapes), 3 (base model, weights that are not finite), 5 (run directory), 6 (disk, memory).
@@ -31,29 +38,52 @@ def decompose(context: StageContext) -> Outcome:
     from soka_cli.models.base import pick_device
     from soka_cli.models.checkpoint import Checkpoint
     from soka_cli.models.snapshot import snapshot
-    from soka_cli.stages.decomposition import decompose_modules
+    from soka_cli.stages.decomposition import help_decompose
+    from soka_cli.stages.work import planned
 
-    device = pick_device(context.device)
+    worker = Worker.here()
+    device = worker.device(pick_device(context.device))
     section = context.recipe.model
     checkpoint = Checkpoint(snapshot(section.name, revision=section.revision, offline=context.offline))
+    inputs = decompose_inputs(context, checkpoint.digest)
+    if worker.rank == 0:
+        return led(context, checkpoint, inputs, device, worker)
+    if worker.may_begin("decompose"):
+        help_decompose(context, planned(context, checkpoint, inputs), device, worker)
+    return Outcome("decompose", "partial", context.layout.root)
+
+
+def led(context: StageContext, checkpoint: "Checkpoint", inputs: dict[str, Any], device: str, worker: Worker) -> Outcome:
+    """The stage in the process that owns the run directory."""
+    from soka_cli.stages.decomposition import decompose_modules
+    from soka_cli.stages.work import planned
+
     layout = context.layout
-    with open_stage(
-        layout,
-        "decompose",
-        decompose_inputs(context, checkpoint.digest),
-        recipe_yaml=to_yaml(context.recipe),
-        source_text=context.loaded.source_text,
-        command=context.command,
-        force=context.force,
-        folders=[layout.decompose],
-        reporter=context.reporter,
-    ) as stage:
+    with (
+        worker.leads("decompose") as go,
+        open_stage(
+            layout,
+            "decompose",
+            inputs,
+            recipe_yaml=to_yaml(context.recipe),
+            source_text=context.loaded.source_text,
+            command=context.command,
+            force=context.force,
+            folders=[layout.decompose],
+            reporter=context.reporter,
+        ) as stage,
+    ):
         if stage.done:
+            remove(layout.decompose_parts)
             return outcome(context, "already done")
         if context.force:
             remove(layout.decompose_parts)
-        decompose_modules(context, checkpoint, stage.inputs, device)
-        stage.finish([layout.decompose], {"device": device})
+        plan = planned(context, checkpoint, inputs)
+        for warning in plan.warnings:
+            context.reporter.warn(warning)
+            logging.getLogger(LOGGER).warning(warning)
+        decompose_modules(context, plan, device, worker, go)
+        stage.finish([layout.decompose], {"device": device, "processes": worker.count})
         remove(layout.decompose_parts)
     return outcome(context, "done")
 

@@ -1,6 +1,7 @@
-"""The work of stage decompose: plan, then for each module matrix -> terms -> part file, then all parts -> decompose/."""
+"""The work of stage decompose: for each module matrix -> terms -> part file, then all parts -> decompose/."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from safetensors.torch import save_file
@@ -9,35 +10,50 @@ from soka_cli.adapter.factors import write_factors
 from soka_cli.adapter.methods import peft_config
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron import Decomposition, KronFactors, decompose_weight, module_seed
-from soka_cli.models.checkpoint import Checkpoint
+from soka_cli.run.reporter import ProgressTask
 from soka_cli.run.write import atomic_folder, write_json
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.launch import Worker, share_out
 from soka_cli.stages.matrices import Matrix, read_ahead, weight_matrices
 from soka_cli.stages.parts import Part, PartFiles
-from soka_cli.stages.work import Work, planned_work
+from soka_cli.stages.work import Plan, Work
+
+TAKEN_FOR_DEAD = 300.0  # seconds without a new part from the other processes, after which the first one does their work
+POLL = 0.2  # seconds between looks at what the others have done
 
 
-def decompose_modules(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any], device: str) -> None:
-    """Decompose every target and write decompose/ as one folder. Modules that an earlier run finished are taken from there."""
-    works = planned_work(context, checkpoint, inputs)
+def decompose_modules(context: StageContext, plan: Plan, device: str, worker: Worker, go: Callable[[], None]) -> None:
+    """Decompose every target and write decompose/ as one folder. Modules that an earlier run finished are taken from there.
+
+    Args:
+        device: where to compute, a name from pick_device.
+        worker: this process, the first of those that share the work.
+        go: lets the others begin.
+    """
     files = PartFiles(context.layout.decompose_parts)
-    kept = sum(is_kept(context, files, work) for work in works)
+    kept = [work for work in plan.works if is_kept(context, files, work)]
     if kept:
-        context.reporter.say(f"decompose: {kept} of {len(works)} modules are there from a run that was stopped")
-    missing = [work for work in largest_first(works) if not files.path(work.key).exists()]
-    with context.reporter.task("decompose", total=len(works), unit="modules") as task:
-        task.advance(kept)
-        for work, part in decomposed(context, missing, device):
-            files.write(work.key, part)
-            task.advance(1, module=work.name, rank=part.record["rank"])
-    found = [files.read(work.key) for work in works]
-    parts = [part for part in found if part is not None]
-    write_results(context, parts)
+        context.reporter.say(f"decompose: {len(kept)} of {len(plan.works)} modules are there from a run that was stopped")
+    go()
+    with context.reporter.task("decompose", total=len(plan.works), unit="modules") as task:
+        progress = Progress(task, plan.works, kept)
+        for work, part in finished(context, files, own_share(plan, worker), device):
+            progress.count([work], rank=part.record["rank"])
+            if worker.count > 1:
+                progress.count(files.among(plan.works))
+        await_others(context, plan, files, device, progress)
+    write_results(context, plan, [read_back(context, files, work, device) for work in plan.works])
 
 
-def largest_first(works: Sequence[Work]) -> list[Work]:
-    """The costly ones first, equal ones in the model's order."""
-    return sorted(works, key=lambda work: -work.cost)
+def help_decompose(context: StageContext, plan: Plan, device: str, worker: Worker) -> None:
+    """Another process's share: part files, which the first one puts together."""
+    for _ in finished(context, PartFiles(context.layout.decompose_parts), own_share(plan, worker), device):
+        pass
+
+
+def own_share(plan: Plan, worker: Worker) -> list[Work]:
+    """This process's modules, the costly ones first; the same division in every process."""
+    return [plan.works[index] for index in share_out([work.cost for work in plan.works], worker.count)[worker.rank]]
 
 
 def is_kept(context: StageContext, files: PartFiles, work: Work) -> bool:
@@ -45,15 +61,73 @@ def is_kept(context: StageContext, files: PartFiles, work: Work) -> bool:
     try:
         return files.read(work.key) is not None
     except ValueError as error:
-        context.reporter.warn(f"{work.name} is done again: its part of the earlier run is damaged ({error})")
+        context.reporter.warn(f"{work.name} is done again: its part is damaged ({error})")
         files.discard(work.key)
         return False
 
 
-def decomposed(context: StageContext, works: Sequence[Work], device: str) -> Iterator[tuple[Work, Part]]:
-    """Each module's terms, as soon as they are found."""
-    for work, matrix in read_ahead(weight_matrices(works, context.recipe.model.dtype)):
-        yield work, part_of(context, work, matrix, device)
+def finished(context: StageContext, files: PartFiles, works: Sequence[Work], device: str) -> Iterator[tuple[Work, Part]]:
+    """Do those of the modules that have no part yet, each written as soon as it is found."""
+    missing = [work for work in works if not files.path(work.key).exists()]
+    for work, matrix in read_ahead(weight_matrices(missing, context.recipe.model.dtype)):
+        part = part_of(context, work, matrix, device)
+        files.write(work.key, part)
+        yield work, part
+
+
+def await_others(context: StageContext, plan: Plan, files: PartFiles, device: str, progress: "Progress") -> None:
+    """Wait for the other processes' parts, as long as they come; then do what is missing here, the cheapest first."""
+    moved = time.monotonic()
+    while len(done := files.among(plan.works)) < len(plan.works):
+        if progress.count(done):
+            moved = time.monotonic()
+        if time.monotonic() - moved < TAKEN_FOR_DEAD:
+            time.sleep(POLL)
+            continue
+        missing = [work for work in plan.works if work not in done]
+        for _ in finished(context, files, [min(missing, key=lambda work: work.cost)], device):
+            context.reporter.warn(f"no process finished a module for {TAKEN_FOR_DEAD:.0f} s: the first one does the others' work")
+    progress.count(done)
+
+
+def read_back(context: StageContext, files: PartFiles, work: Work, device: str) -> Part:
+    """A finished module's part, from its file; done again where that was damaged since."""
+    if not is_kept(context, files, work):
+        for _ in finished(context, files, [work], device):
+            pass
+    part = files.read(work.key)
+    assert part is not None
+    return part
+
+
+class Progress:
+    """What the user sees: modules, bytes read and time left, over all processes; time goes by the modules' cost."""
+
+    def __init__(self, task: ProgressTask, works: Sequence[Work], kept: Sequence[Work]) -> None:
+        self.task = task
+        self.bytes = sum(work.weight.nbytes for work in works)
+        self.read = sum(work.weight.nbytes for work in kept)
+        self.counted = {work.key for work in kept}
+        self.done, self.left = 0, sum(work.cost for work in works) - sum(work.cost for work in kept)
+        self.started = time.monotonic()
+        task.advance(len(kept))
+
+    def count(self, works: Sequence[Work], **figures: float | str) -> bool:
+        """Count modules as done, each once; whether one of them is new."""
+        new = [work for work in works if work.key not in self.counted]
+        for work in new:
+            self.counted.add(work.key)
+            self.read += work.weight.nbytes
+            self.done, self.left = self.done + work.cost, self.left - work.cost
+            self.task.estimate((time.monotonic() - self.started) / self.done * self.left)
+            self.task.advance(1, module=work.name, read=gigabytes(self.read, self.bytes), **figures)
+        return bool(new)
+
+
+def gigabytes(read: int, total: int) -> str:
+    """`1.2/13.5GB`, in megabytes where that is too coarse."""
+    unit, divisor = ("GB", 1e9) if total >= 1e9 else ("MB", 1e6)
+    return f"{read / divisor:.1f}/{total / divisor:.1f}{unit}"
 
 
 def part_of(context: StageContext, work: Work, matrix: Matrix, device: str) -> Part:
@@ -75,7 +149,7 @@ def part_of(context: StageContext, work: Work, matrix: Matrix, device: str) -> P
 
 
 def record_of(work: Work, found: Decomposition) -> dict[str, Any]:
-    """One module's row of layers.json, fields as the contract has them."""
+    """One module's row of layers.json: the contract's fields, and how the weight is stored."""
     shape, choice = found.shape, found.choice
     return {
         "name": work.name,
@@ -95,10 +169,11 @@ def record_of(work: Work, found: Decomposition) -> dict[str, Any]:
         "sigma_error_bound": found.sigma_error_bound,
         "parameters": shape.parameters(choice.rank),
         "seconds": found.seconds,
+        "stored_as": work.weight.stored_as,
     }
 
 
-def write_results(context: StageContext, parts: list[Part]) -> None:
+def write_results(context: StageContext, plan: Plan, parts: list[Part]) -> None:
     """decompose/ whole: factors, spectra, layers.json."""
     section = context.recipe.model
     parts_by_name = {part.record["name"]: part for part in parts}
@@ -110,13 +185,14 @@ def write_results(context: StageContext, parts: list[Part]) -> None:
             base=section.name if section.revision is None else f"{section.name}@{section.revision}",
         )
         save_file({name: part.spectrum for name, part in parts_by_name.items()}, folder / context.layout.spectra.name)
-        write_json(folder / context.layout.layers.name, {"modules": [part.record for part in parts], "totals": totals(parts)})
+        records = [part.record for part in parts]
+        write_json(folder / context.layout.layers.name, {"modules": records, "totals": totals(records), "warnings": list(plan.warnings)})
 
 
-def totals(parts: list[Part]) -> dict[str, Any]:
+def totals(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "modules": len(parts),
-        "parameters": sum(part.record["parameters"] for part in parts),
-        "components": sum(part.record["rank"] for part in parts),
-        "seconds": sum(part.record["seconds"] for part in parts),
+        "modules": len(records),
+        "parameters": sum(record["parameters"] for record in records),
+        "components": sum(record["rank"] for record in records),
+        "seconds": sum(record["seconds"] for record in records),
     }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from soka_cli.kron import KronFactors
 from soka_cli.run.write import atomic_file, remove
+from soka_cli.stages.work import Work
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,10 @@ class PartFiles:
     def path(self, key: str) -> Path:
         return self.folder / f"{key[:32]}.safetensors"
 
-    def present(self) -> set[str]:
-        """The names of the files that are there; read by nobody yet."""
-        return {path.name for path in self.folder.glob("[!.]*.safetensors")}
+    def among(self, works: Sequence[Work]) -> list[Work]:
+        """Those of the modules that have a part, going by the files' names."""
+        present = {path.name for path in self.folder.glob("[!.]*.safetensors")}
+        return [work for work in works if self.path(work.key).name in present]
 
     def write(self, key: str, part: Part) -> None:
         """Raises SokaError: exit 6, the disk is full."""
