@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from soka_cli.errors import ExitCode, SokaError
@@ -170,9 +171,16 @@ def end_with_launcher() -> None:
     """In a worker: be terminated when its launcher ends, however that happens."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+    signal.signal(signal.SIGTERM, _terminate_once)
+    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
     if launched_here() and os.getppid() != int(os.environ[LAUNCHER]):
         raise Interrupted(signal.SIGTERM)  # it ended before the line above
+
+
+def _terminate_once(number: int, frame: FrameType | None) -> None:
+    """The kernel sends the signal for each thread of the launcher that ends; one is enough to clean up after."""
+    signal.signal(number, signal.SIG_IGN)
+    raise Interrupted(number)
 
 
 def launch(command: str, count: int) -> None:
@@ -189,10 +197,9 @@ def launch(command: str, count: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    _hush("torch.distributed")
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, processors() // count))
     added = {LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    with tempfile.TemporaryDirectory(prefix="soka-launch-") as folder, _environment(added):
+    with tempfile.TemporaryDirectory(prefix="soka-launch-") as folder, _environment(added), _hushed():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -226,11 +233,15 @@ def _failure(rank: int, count: int, code: int) -> Exception:
     )
 
 
-def _hush(name: str) -> None:
-    """Keep a library's log off the terminal: what matters of it comes as an exception."""
-    logger = logging.getLogger(name)
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep the launcher's own log off the terminal: what matters of it comes as an exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -42,9 +42,11 @@ def weight_matrices(works: Sequence[Work], dtype: str) -> Iterator[tuple[Work, M
 
 def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
     """The same items in their order, each made in a thread while the caller works on the one before: two are held at most."""
-    end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+    pool, end = ThreadPoolExecutor(1, thread_name_prefix="read-ahead"), object()
+    try:
         coming = pool.submit(next, items, end)
         while (item := coming.result()) is not end:
             coming = pool.submit(next, items, end)
             yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
