@@ -40,7 +40,7 @@ def encoder(kind: str) -> Any:
     return tiny_model(kind)
 
 
-ALL = ["llama", "qwen2", "gpt2", "opt", "bert", "albert", "t5", "mixtral"]
+ALL = ["llama", "qwen2", "gpt2", "opt", "phi3", "hrm_text", "bert", "albert", "t5", "mixtral"]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ CHOICES: list[tuple[str, Any]] = [
     ("llama", r".*\.1\.mlp\.(up|down)_proj"),
     ("llama", ["lm_head"]),
     ("gpt2", ["c_attn", "c_fc"]),
+    ("phi3", ["qkv_proj"]),
     ("t5", ["q", "v"]),
     ("bert", ["query", "value"]),
     ("mixtral", ["q_proj"]),
