@@ -47,7 +47,7 @@ def byte_tokenizer(*, pad: bool = False, chat: bool = False) -> Any:
 
 
 def _causal_config(kind: str) -> Any:
-    from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
+    from transformers import GPT2Config, HrmTextConfig, LlamaConfig, OPTConfig, Phi3Config, Qwen2Config
 
     ids = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -67,11 +67,16 @@ def _causal_config(kind: str) -> Any:
             word_embed_proj_dim=32,
             max_position_embeddings=512,
         )
+    if kind == "phi3":  # qkv_proj and gate_up_proj are modules of their own
+        return Phi3Config(**(ids | {"pad_token_id": 0}), **small, max_position_embeddings=512)
+    if kind == "hrm_text":  # the files hold q, k, v and gate in one tensor, the model apart
+        single = small | {"num_hidden_layers": 1, "num_key_value_heads": 4, "head_dim": 8}
+        return HrmTextConfig(**(ids | {"pad_token_id": 0}), **single, H_cycles=1, L_cycles=1, L_bp_cycles=[1])
     raise ValueError(f"no tiny model called {kind}")
 
 
 def tiny_model(kind: str = "llama", *, seed: int = 0) -> Any:
-    """An untrained causal language model of two layers, width 32, in fp32 and evaluation mode: llama, qwen2, gpt2, opt."""
+    """An untrained causal language model of two layers, width 32, in fp32 and evaluation mode: llama, qwen2, gpt2, opt, phi3, hrm_text."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -57,6 +57,18 @@ def write_factors(path: Path, modules: Mapping[str, KronFactors], digests: Mappi
     size = sum(tensor.nbytes for tensor in tensors.values())
     with atomic_file(path, needed=size) as staged:
         save_file(tensors, staged, metadata=metadata)
+        _order_metadata(staged)
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the header's metadata, whose order safetensors takes from a hash that differs from process to process: the same terms
+    give the same file."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
 
 
 @dataclass(frozen=True)
@@ -169,8 +181,9 @@ def _differences(file: FactorFile, targets: dict[str, nn.Module]) -> Iterator[st
 
 
 def _plain_weight(module: nn.Module) -> Tensor | None:
-    """The weight, where it holds the checkpoint's own values: not packed and not on the meta device."""
+    """The weight, where it holds the checkpoint's own values: not packed and not on the meta device. Packed bits may be held
+    in a floating type (bitsandbytes' quant_storage)."""
     weight: Any = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
+    if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point() or hasattr(weight, "quant_state"):
         return None
     return weight

@@ -57,10 +57,25 @@ def plan(request: Request, reporter: "Reporter") -> "Outcome":
     return stage(context)
 
 
-@verb(app, "decompose", examples=("soka decompose -r gsm8k.yaml", "soka decompose -r gsm8k.yaml adapter.rank.tau=0.95 --force"))
-def decompose(request: Request, reporter: "Reporter") -> "Outcome":
+Processes = Annotated[int, typer.Option("--num-processes", metavar="N", min=1, help="Processes on this machine that share the work.")]
+
+
+@verb(
+    app,
+    "decompose",
+    examples=(
+        "soka decompose -r gsm8k.yaml",
+        "soka decompose -r gsm8k.yaml adapter.rank.tau=0.95 --force",
+        "soka decompose -r gsm8k.yaml --num-processes 4",
+    ),
+)
+def decompose(request: Request, reporter: "Reporter", num_processes: Processes = 1) -> "Outcome | None":
     """Decompose the base's target weights into Kronecker terms and choose each module's rank."""
     context = request.context(reporter)
+    from soka_cli.stages.launch import in_processes
+
+    if in_processes(request.command, num_processes):
+        return None
     from soka_cli.stages.decompose import decompose as stage
 
     return stage(context)

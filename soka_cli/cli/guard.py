@@ -20,31 +20,42 @@ if TYPE_CHECKING:
 CHATTY = ("bitsandbytes", "torchao", "huggingface_hub")
 
 
-def answer(request: Request, body: Callable[["Reporter"], "Outcome"]) -> int:
-    """Run `body`, show its outcome or its error, and return the exit code."""
+def answer(request: Request, body: Callable[["Reporter"], "Outcome | None"]) -> int:
+    """Run `body`, show its outcome or its error, and return the exit code.
+
+    Among several processes the first shows the outcome, and whichever fails first its error. A body without an outcome has
+    left it to processes that it started.
+    """
     from soka_cli.run.interrupt import Interrupted, terminations_interrupt
     from soka_cli.run.resources import resource_error
+    from soka_cli.stages.launch import Worker, WorkersFailed, end_with_launcher, launched_here
 
-    renderer = Renderer(json=request.json, quiet=request.quiet, verbose=request.verbose)
+    worker = Worker.here()
+    renderer = Renderer(json=request.json, quiet=request.quiet or worker.rank > 0, verbose=request.verbose)
     set_libraries(request)
     try:
         with terminations_interrupt():
-            renderer.outcome(body(renderer.reporter))
+            end_with_launcher()
+            outcome = body(renderer.reporter)
+            if outcome is not None and worker.rank == 0:
+                renderer.outcome(outcome)
+            return ExitCode.DONE
     except SokaError as error:
-        renderer.error(error)
-        return error.exit_code
+        shown = error
+    except WorkersFailed as failure:
+        return failure.code
     except KeyboardInterrupt as interrupt:
-        code = ExitCode.TERMINATED if isinstance(interrupt, Interrupted) else ExitCode.INTERRUPTED
-        renderer.error(interruption(request, code))
-        return code
+        shown = interruption(request, ExitCode.TERMINATED if isinstance(interrupt, Interrupted) else ExitCode.INTERRUPTED)
+        if launched_here():  # the soka that started this process says it, once
+            return shown.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.DONE
     except Exception as error:  # the last line of defence: a bug becomes one line and a traceback in a file
-        known = resource_error(error, Path.cwd())
-        renderer.error(known if known is not None else bug(error))
-        return (known.exit_code if known is not None else ExitCode.BUG).value
-    return ExitCode.DONE
+        shown = resource_error(error, Path.cwd()) or bug(error)
+    if worker.speaks_first():
+        renderer.error(shown)
+    return shown.exit_code.value
 
 
 def set_libraries(request: Request) -> None:

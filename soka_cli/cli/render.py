@@ -5,13 +5,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from soka_cli.errors import SokaError
 
@@ -124,7 +126,7 @@ class ConsoleReporter:
             TextColumn(escape(unit)),
             TimeElapsedColumn(),
             TextColumn("ETA"),
-            TimeRemainingColumn(),
+            LeftColumn(),
             TextColumn("{task.fields[figures]}"),
         )
         with Progress(*columns, console=self.console, transient=False) as progress:
@@ -135,12 +137,23 @@ def figures_text(figures: dict[str, float | str]) -> str:
     return " ".join(f"{name}={value if isinstance(value, str) else format(value, '.4g')}" for name, value in figures.items())
 
 
+class LeftColumn(TimeRemainingColumn):
+    """Time left: the stage's own estimate where it gives one, else by the number of units done."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]
+        return super().render(task) if left is None else Text(f"{timedelta(seconds=round(left))}", style="progress.remaining")
+
+
 class BarTask:
     """A live bar."""
 
     def __init__(self, progress: Progress, title: str, total: float | None) -> None:
         self.progress = progress
-        self.task = progress.add_task(escape(title), total=total, figures="")
+        self.task = progress.add_task(escape(title), total=total, figures="", left=None)
+
+    def estimate(self, seconds: float) -> None:
+        self.progress.update(self.task, left=seconds)
 
     def advance(self, amount: float = 1, **figures: float | str) -> None:
         self.progress.update(self.task, advance=amount)
@@ -158,8 +171,12 @@ class PlainTask:
         self.unit = unit
         self.count = 0.0
         self.figures: dict[str, float | str] = {}
+        self.left: float | None = None
         self.started = self.shown = time.monotonic()
         self.shown_count = -1.0
+
+    def estimate(self, seconds: float) -> None:
+        self.left = seconds
 
     def advance(self, amount: float = 1, **figures: float | str) -> None:
         self.count += amount
@@ -170,7 +187,9 @@ class PlainTask:
     def show(self) -> None:
         self.shown, self.shown_count = time.monotonic(), self.count
         elapsed = self.shown - self.started
-        left = f", {elapsed / self.count * (self.total - self.count):.0f} s left" if self.total and self.count else ""
+        seconds = elapsed / self.count * (self.total - self.count) if self.total and self.count else None
+        seconds = seconds if self.left is None else self.left
+        left = "" if seconds is None else f", {seconds:.0f} s left"
         of = f"/{self.total:g}" if self.total else ""
         self.reporter.say(f"{self.title}: {self.count:g}{of} {self.unit}, {elapsed:.0f} s{left} {figures_text(self.figures)}".rstrip())
 

@@ -31,7 +31,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Show the libraries' own messages.")], False),
 }
 
-Body = Callable[..., "Outcome"]
+Body = Callable[..., "Outcome | None"]
 
 
 def verb(application: typer.Typer, name: str, *, examples: tuple[str, ...], without: tuple[str, ...] = ()) -> Callable[[Body], Body]:

@@ -113,8 +113,8 @@ def _without_safetensors(folder: Path) -> SokaError:
 class Checkpoint:
     """The tensors of a model folder by name, without holding any of them.
 
-    Each access opens the shard, copies one tensor and closes it again, so memory stays at one tensor's size
-    however large the shards are.
+    Each access opens the shard, reads one tensor and closes it again, so memory stays at one tensor's size however large
+    the shards are. Nothing is mapped into memory: a file that shrinks or a disk that fails is an error, not a signal.
 
     Raises:
         SokaError: exit 3, naming the file, where a shard is missing, cut short or damaged.
@@ -158,13 +158,18 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """A copy of one tensor, in the checkpoint's type, on the CPU."""
-        shard = self.folder / self._entries[name].shard
-        return _guarded(shard, lambda: _copy(shard, name))
+        entry, dtype = self._entries[name], self.dtype(name)
+        shard = self.folder / entry.shard
+        return _guarded(shard, lambda: _read(shard, entry)).view(dtype).reshape(entry.shape)
 
     @property
     def parameters(self) -> int:
         """Entries of all tensors."""
         return sum(_size(entry.shape) for entry in self._entries.values())
+
+    def nbytes(self, name: str) -> int:
+        """Size of a tensor in its file, in bytes."""
+        return self._entries[name].end - self._entries[name].start
 
     @property
     def bytes(self) -> int:
@@ -199,10 +204,17 @@ class Checkpoint:
             )
 
 
-def _copy(shard: Path, name: str) -> Tensor:
-    with safe_open(shard, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name).clone()
-    return tensor
+def _read(shard: Path, entry: Entry) -> Tensor:
+    """A tensor's bytes, [end - start] uint8. OSError where the file ends before them."""
+    held = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+    wanted = held.numpy().data
+    with shard.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        while wanted and (count := file.readinto(wanted)):
+            wanted = wanted[count:]
+    if wanted:
+        raise OSError(f"the file ends {len(wanted)} bytes early")
+    return held
 
 
 def _size(shape: tuple[int, ...]) -> int:

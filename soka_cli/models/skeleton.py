@@ -11,14 +11,12 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.models.checkpoint import Checkpoint, base_error
+from soka_cli.models.checkpoint import base_error
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,12 @@ def _nothing_matches(model: PreTrainedModel, target_modules: Sequence[str] | str
     )
 
 
+def tied_linear(model: PreTrainedModel) -> dict[str, str]:
+    """Linear modules whose weight is another parameter's too: module name -> that parameter, e.g. lm_head -> model.embed_tokens.weight."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    return {name: found.tied_to for name in names if (found := target(model, name)).tied_to is not None}
+
+
 def refuse_tied(wanted: Iterable[Target]) -> None:
     """A weight that the embedding shares cannot be adapted alone: merging would change the embedding with it. Exit 2."""
     for target in wanted:
@@ -153,60 +157,3 @@ def refuse_tied(wanted: Iterable[Target]) -> None:
                 hint=f"leave {target.kind} out of adapter.target_modules",
                 exit_code=ExitCode.USAGE,
             )
-
-
-def stored_names(model: PreTrainedModel, checkpoint: Checkpoint, wanted: Sequence[Target]) -> dict[str, str]:
-    """Module name -> the name of its weight in the checkpoint, by the rules that transformers itself loads with.
-
-    Covers a missing or extra base prefix ("model.", "transformer.", "bert."), renamed checkpoints and tied weights.
-
-    Raises:
-        SokaError: exit 3, where a weight is absent, fused or packed into another tensor, or of another size than config.json says.
-    """
-    sources, packed = _sources(model, checkpoint)
-    names: dict[str, str] = {}
-    for target in wanted:
-        source = sources.get(target.weight_name) or sources.get(target.tied_to or "")
-        if source is None:
-            raise _no_weight(target, packed.get(target.weight_name), checkpoint)
-        stored = (target.in_features, target.out_features) if target.transposed else (target.out_features, target.in_features)
-        if checkpoint.shape(source) != stored:
-            raise base_error(
-                f"tensor {source} of the base model is {checkpoint.shape(source)}, and config.json makes it {stored}",
-                where=str(checkpoint.folder / checkpoint.entry(source).shard),
-                hint="config.json and the weights belong to different models, or the weights are packed; take both from one source",
-            )
-        names[target.name] = source
-    return names
-
-
-def _sources(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
-    """Parameter name -> checkpoint tensor that is it, and parameter name -> checkpoint tensor that it has to be computed from."""
-    transforms = get_model_conversion_mapping(model)
-    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-    converters = [one for one in transforms if isinstance(one, WeightConverter)]
-    parameters = model.state_dict()
-    sources: dict[str, str] = {}
-    packed: dict[str, str] = {}
-    for name in checkpoint.names:
-        prefix = model.base_model_prefix
-        renamed, converter = rename_source_key(name, renamings, converters, prefix, parameters)
-        if renamed not in parameters and name in parameters:
-            renamed, converter = rename_source_key(name, [], [], prefix, parameters)
-        (sources if converter is None else packed)[renamed] = name
-    return sources, packed
-
-
-def _no_weight(target: Target, packed: str | None, checkpoint: Checkpoint) -> SokaError:
-    if packed is not None:
-        return base_error(
-            f"the weight of {target.name} is stored together with others in tensor {packed}, which soka cannot decompose or merge",
-            where=str(checkpoint.folder / checkpoint.entry(packed).shard),
-            hint="leave that module out of adapter.target_modules",
-        )
-    return base_error(
-        f"the base model's files hold no tensor {target.weight_name}",
-        where=str(checkpoint.folder),
-        why=f"there are {len(checkpoint.names)} tensors, the first is {next(iter(checkpoint.names), 'none')}",
-        hint="take the whole model from its source; a folder with an adapter alone is no base model",
-    )

@@ -11,6 +11,9 @@ class ProgressTask(Protocol):
     def advance(self, amount: float = 1, **figures: float | str) -> None:
         """Move on by `amount` units; `figures` are shown beside the bar (loss=0.41, tokens_per_s=1200)."""
 
+    def estimate(self, seconds: float) -> None:
+        """The caller's own estimate of the time left, where units differ too much in size to go by their number."""
+
 
 class Reporter(Protocol):
     """Where a stage's words go. All of it is for people and goes to stderr; results travel in the stage's Outcome."""
@@ -27,6 +30,9 @@ class Reporter(Protocol):
 
 class SilentTask:
     def advance(self, amount: float = 1, **figures: float | str) -> None:
+        """Nothing is shown."""
+
+    def estimate(self, seconds: float) -> None:
         """Nothing is shown."""
 
 

@@ -1,14 +1,20 @@
 """Stage decompose: the leading Kronecker terms of every target weight, straight from the checkpoint's files."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soka_cli.recipe.resolved import to_mapping, to_yaml
+from soka_cli.run.log import LOGGER
 from soka_cli.run.stage import open_stage
 from soka_cli.run.write import damaged, read_json, remove
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.launch import Worker
 from soka_cli.stages.outcome import Cell, Outcome, Table
+
+if TYPE_CHECKING:
+    from soka_cli.models.checkpoint import Checkpoint
 
 Record = dict[str, Any]
 
@@ -19,7 +25,8 @@ FIELDS = ("kind", "modules", "weight", "rank", "energy_kept", "bound_by", "param
 def decompose(context: StageContext) -> Outcome:
     """Write decompose/ (factors, spectra, layers.json) for method soka; other methods have nothing to decompose.
 
-    A killed run goes on with the modules that it has not finished. Weights are read one at a time.
+    A killed run goes on with the modules that it has not finished. Weights are read one ahead. Among several processes the
+    first one owns the run directory; the others leave parts for it and return `partial`.
 
     Raises:
         SokaError: exit 2 (targets, shapes), 3 (base model, weights that are not finite), 5 (run directory), 6 (disk, memory).
@@ -31,29 +38,52 @@ def decompose(context: StageContext) -> Outcome:
     from soka_cli.models.base import pick_device
     from soka_cli.models.checkpoint import Checkpoint
     from soka_cli.models.snapshot import snapshot
-    from soka_cli.stages.decomposition import decompose_modules
+    from soka_cli.stages.decomposition import help_decompose
+    from soka_cli.stages.work import planned
 
-    device = pick_device(context.device)
+    worker = Worker.here()
+    device = worker.device(pick_device(context.device))
     section = context.recipe.model
     checkpoint = Checkpoint(snapshot(section.name, revision=section.revision, offline=context.offline))
+    inputs = decompose_inputs(context, checkpoint.digest)
+    if worker.rank == 0:
+        return led(context, checkpoint, inputs, device, worker)
+    if worker.may_begin("decompose"):
+        help_decompose(context, planned(context, checkpoint, inputs), device, worker)
+    return Outcome("decompose", "partial", context.layout.root)
+
+
+def led(context: StageContext, checkpoint: "Checkpoint", inputs: dict[str, Any], device: str, worker: Worker) -> Outcome:
+    """The stage in the process that owns the run directory."""
+    from soka_cli.stages.decomposition import decompose_modules
+    from soka_cli.stages.work import planned
+
     layout = context.layout
-    with open_stage(
-        layout,
-        "decompose",
-        decompose_inputs(context, checkpoint.digest),
-        recipe_yaml=to_yaml(context.recipe),
-        source_text=context.loaded.source_text,
-        command=context.command,
-        force=context.force,
-        folders=[layout.decompose],
-        reporter=context.reporter,
-    ) as stage:
+    with (
+        worker.leads("decompose") as go,
+        open_stage(
+            layout,
+            "decompose",
+            inputs,
+            recipe_yaml=to_yaml(context.recipe),
+            source_text=context.loaded.source_text,
+            command=context.command,
+            force=context.force,
+            folders=[layout.decompose],
+            reporter=context.reporter,
+        ) as stage,
+    ):
         if stage.done:
+            remove(layout.decompose_parts)
             return outcome(context, "already done")
         if context.force:
             remove(layout.decompose_parts)
-        decompose_modules(context, checkpoint, stage.inputs, device)
-        stage.finish([layout.decompose], {"device": device})
+        plan = planned(context, checkpoint, inputs)
+        for warning in plan.warnings:
+            context.reporter.warn(warning)
+            logging.getLogger(LOGGER).warning(warning)
+        decompose_modules(context, plan, device, worker, go)
+        stage.finish([layout.decompose], {"device": device, "processes": worker.count})
         remove(layout.decompose_parts)
     return outcome(context, "done")
 
@@ -71,7 +101,7 @@ def train_command(context: StageContext) -> str:
 
 
 def read_layers(path: Path) -> Record:
-    """layers.json. Exit 5 where it lacks what the contract names."""
+    """layers.json. Exit 5 where it lacks its parts."""
     layers = read_json(path)
     if not isinstance(layers, dict) or not isinstance(layers.get("modules"), list) or not isinstance(layers.get("totals"), dict):
         raise damaged(path, "it has no modules and totals")
@@ -86,16 +116,21 @@ def outcome(context: StageContext, status: Any) -> Outcome:
     rows = [kind_row(name, members) for name, members in kinds.items()]
     rows.append(kind_row("all", modules))
     unresolved = [one["name"] for one in modules if one["rank_bound_by"] == "unresolved"]
+    like = low_rank_alike(modules)
     figures = {
         "modules": totals["modules"],
         "components": totals["components"],
         "parameters": totals["parameters"],
-        "lora_parameters": lora_parameters(modules),
+        "lora_parameters": like["same_rank"]["parameters"],
+        "lora": like,
+        "pissa": like,
         "seconds": totals["seconds"],
         "energy_kept": energy_kept(modules),
         "rank": {"min": min(one["rank"] for one in modules), "max": max(one["rank"] for one in modules)},
         "bound_by": count(one["rank_bound_by"] for one in modules),
         "unresolved": unresolved,
+        "stored_as": count(one["stored_as"] for one in modules),
+        "warnings": layers["warnings"],
         "kinds": [dict(zip(FIELDS, row, strict=True)) for row in rows[:-1]],
     }
     notes = [f"{totals['parameters']:,} trainable parameters in {totals['components']} terms of {totals['modules']} modules"]
@@ -103,8 +138,42 @@ def outcome(context: StageContext, status: Any) -> Outcome:
         notes.insert(0, "decompose: nothing to do, the factors of these inputs are there")
     if unresolved:
         notes.append(f"{len(unresolved)} ranks hang on singular values closer than their error bounds; the smaller was taken")
-    table = Table("Terms taken from the base weights", COLUMNS, tuple(rows))
-    return Outcome("decompose", status, context.layout.root, figures, (table,), tuple(notes), (train_command(context),))
+    notes += [*source_notes(figures["stored_as"]), *(f"warning: {warning}" for warning in figures["warnings"])]
+    tables = (Table("Terms taken from the base weights", COLUMNS, tuple(rows)), budget_table(figures))
+    return Outcome("decompose", status, context.layout.root, figures, tables, tuple(notes), (train_command(context),))
+
+
+def low_rank_alike(modules: Sequence[Record]) -> Record:
+    """What LoRA trains on the same modules, and PiSSA as much: at each module's own rank, and at the one rank for all of them that
+    comes closest from below to the parameters here (1, where even that is more)."""
+    rank_one = sum(one["out_features"] + one["in_features"] for one in modules)
+    rank = max(1, sum(one["parameters"] for one in modules) // rank_one)
+    return {
+        "same_rank": {"parameters": lora_parameters(modules)},
+        "same_parameters": {"rank": rank, "parameters": rank * rank_one},
+    }
+
+
+def budget_table(figures: Record) -> Table:
+    """The total beside those of LoRA and PiSSA."""
+    like, total = figures["lora"], figures["parameters"]
+    ranks = span(figures["rank"]["min"], figures["rank"]["max"])
+    rows: tuple[tuple[str, str, int], ...] = (
+        ("SoKA", ranks, total),
+        ("LoRA or PiSSA, each module's own rank", ranks, like["same_rank"]["parameters"]),
+        ("LoRA or PiSSA, one rank, like budget", str(like["same_parameters"]["rank"]), like["same_parameters"]["parameters"]),
+    )
+    columns = ("method", "terms or rank", "parameters", "of SoKA's")
+    return Table("The same modules at like budgets", columns, tuple((*row, f"{row[2] / total:.0%}") for row in rows))
+
+
+def source_notes(stored_as: dict[str, int]) -> list[str]:
+    """Which weights the terms come from, where the base is packed."""
+    return [
+        f"the base is quantised: the terms of {number} modules come from its dequantised {kind} weights, as it holds no float ones"
+        for kind, number in stored_as.items()
+        if "float" not in kind
+    ]
 
 
 def kind_of(module: Record) -> str:
@@ -120,12 +189,16 @@ def kind_row(kind: str, members: Sequence[Record]) -> tuple[Cell, ...]:
         kind,
         len(members),
         sizes.pop() if len(sizes) == 1 else f"{len(sizes)} sizes",
-        str(ranks[0]) if min(ranks) == max(ranks) else f"{min(ranks)}-{max(ranks)}",
+        span(min(ranks), max(ranks)),
         energy_kept(members),
         ", ".join(f"{name} {number}" for name, number in decided.items()),
         sum(one["parameters"] for one in members),
         lora_parameters(members),
     )
+
+
+def span(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least}-{most}"
 
 
 def energy_kept(members: Sequence[Record]) -> float:

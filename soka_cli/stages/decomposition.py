@@ -1,121 +1,158 @@
-"""The work of stage decompose: one weight after the other, each kept as soon as it is done."""
+"""The work of stage decompose: for each module matrix -> terms -> part file, then all parts -> decompose/."""
 
-import json
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from soka_cli.adapter.factors import weight_digest, write_factors
+from soka_cli.adapter.factors import write_factors
 from soka_cli.adapter.methods import peft_config
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron import Decomposition, KronFactors, KronShape, decompose_weight, module_seed
-from soka_cli.models.checkpoint import Checkpoint
-from soka_cli.models.skeleton import Target, refuse_tied, skeleton, stored_names, targets
-from soka_cli.run.digest import json_digest
-from soka_cli.run.layout import RunLayout
+from soka_cli.kron import Decomposition, KronFactors, decompose_weight, module_seed
 from soka_cli.run.reporter import ProgressTask
-from soka_cli.run.write import atomic_file, atomic_folder, write_json
+from soka_cli.run.write import atomic_folder, write_json
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.launch import Worker, share_out
+from soka_cli.stages.matrices import Matrix, read_ahead, weight_matrices
+from soka_cli.stages.parts import Part, PartFiles
+from soka_cli.stages.work import Plan, Work
+
+TAKEN_FOR_DEAD = 300.0  # seconds without a new part from the other processes, after which the first one does their work
+POLL = 0.2  # seconds between looks at what the others have done
 
 
-@dataclass(frozen=True)
-class Part:
-    """One finished module: its terms, its spectrum, its row of layers.json, and the digest of the weight they come from."""
+def decompose_modules(context: StageContext, plan: Plan, device: str, worker: Worker, go: Callable[[], None]) -> None:
+    """Decompose every target and write decompose/ as one folder. Modules that an earlier run finished are taken from there.
 
-    factors: KronFactors
-    spectrum: Tensor
-    record: dict[str, Any]
-    digest: str
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be done for one module: where its weight is stored, how it is split, and the key of its part file."""
-
-    target: Target
-    stored: str
-    shape: KronShape
-    key: str
-
-
-def decompose_modules(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any], device: str) -> None:
-    """Decompose every target and write decompose/ as one folder. Modules that an earlier run finished are taken from there."""
-    works = planned(context, checkpoint, inputs)
-    layout = context.layout
-    done = {work.target.name: part for work in works if (part := read_part(layout, work)) is not None}
-    if done:
-        context.reporter.say(f"decompose: {len(done)} of {len(works)} modules are there from a run that was stopped")
-    with context.reporter.task("decompose", total=len(works), unit="modules") as task:
-        task.advance(len(done))
-        for work in works:
-            if work.target.name not in done:
-                done[work.target.name] = decomposed(context, checkpoint, work, device, task)
-    write_results(context, [done[work.target.name] for work in works])
+    Args:
+        device: where to compute, a name from pick_device.
+        worker: this process, the first of those that share the work.
+        go: lets the others begin.
+    """
+    files = PartFiles(context.layout.decompose_parts)
+    kept = [work for work in plan.works if is_kept(context, files, work)]
+    if kept:
+        context.reporter.say(f"decompose: {len(kept)} of {len(plan.works)} modules are there from a run that was stopped")
+    go()
+    with context.reporter.task("decompose", total=len(plan.works), unit="modules") as task:
+        progress = Progress(task, plan.works, kept)
+        for work, part in finished(context, files, own_share(plan, worker), device):
+            progress.count([work], rank=part.record["rank"])
+            if worker.count > 1:
+                progress.count(files.among(plan.works))
+        await_others(context, plan, files, device, progress)
+    write_results(context, plan, [read_back(context, files, work, device) for work in plan.works])
 
 
-def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any]) -> list[Work]:
-    """Targets, stored tensors and shapes, all judged before the first weight is read."""
-    model = skeleton(checkpoint.folder)
-    found = targets(model, context.recipe.adapter.target_modules)
-    refuse_tied(found.values())
-    stored = stored_names(model, checkpoint, list(found.values()))
-    config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
-    works = []
-    for name, target in found.items():
-        try:
-            shape = config.shape_of(name, target.out_features, target.in_features)
-        except ValueError as error:
-            raise SokaError(
-                "the shape asked for does not fit a target's weight",
-                where=f"{name}, {target.out_features} x {target.in_features}",
-                why=str(error),
-                hint="adapter.shape=balanced, or one of the sizes above; adapter.shape_pattern gives one kind of module another shape",
-                exit_code=ExitCode.USAGE,
-            ) from None
-        works.append(Work(target, stored[name], shape, json_digest({"inputs": inputs, "module": name})))
-    return works
+def help_decompose(context: StageContext, plan: Plan, device: str, worker: Worker) -> None:
+    """Another process's share: part files, which the first one puts together."""
+    for _ in finished(context, PartFiles(context.layout.decompose_parts), own_share(plan, worker), device):
+        pass
 
 
-def decomposed(context: StageContext, checkpoint: Checkpoint, work: Work, device: str, task: ProgressTask) -> Part:
-    """Read one weight, decompose it, keep the part on disk."""
-    name, recipe = work.target.name, context.recipe
-    weight = checkpoint.tensor(work.stored)
-    if not weight.is_floating_point() or weight.element_size() < 2:
-        raise SokaError(
-            f"tensor {work.stored} of the base model is {str(weight.dtype).removeprefix('torch.')}, a packed type",
-            where=str(checkpoint.folder / checkpoint.entry(work.stored).shard),
-            hint="take the model's unquantised weights (float32, bfloat16 or float16)",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
-    digest = weight_digest(weight.to(getattr(torch, recipe.model.dtype)))  # as the trained base will hold it
-    matrix = (weight.T if work.target.transposed else weight).to(device)  # (out, in)
+def own_share(plan: Plan, worker: Worker) -> list[Work]:
+    """This process's modules, the costly ones first; the same division in every process."""
+    return [plan.works[index] for index in share_out([work.cost for work in plan.works], worker.count)[worker.rank]]
+
+
+def is_kept(context: StageContext, files: PartFiles, work: Work) -> bool:
+    """Whether an earlier run finished this module; a damaged file is dropped and said."""
+    try:
+        return files.read(work.key) is not None
+    except ValueError as error:
+        context.reporter.warn(f"{work.name} is done again: its part is damaged ({error})")
+        files.discard(work.key)
+        return False
+
+
+def finished(context: StageContext, files: PartFiles, works: Sequence[Work], device: str) -> Iterator[tuple[Work, Part]]:
+    """Do those of the modules that have no part yet, each written as soon as it is found."""
+    missing = [work for work in works if not files.path(work.key).exists()]
+    for work, matrix in read_ahead(weight_matrices(missing, context.recipe.model.dtype)):
+        part = part_of(context, work, matrix, device)
+        files.write(work.key, part)
+        yield work, part
+
+
+def await_others(context: StageContext, plan: Plan, files: PartFiles, device: str, progress: "Progress") -> None:
+    """Wait for the other processes' parts, as long as they come; then do what is missing here, the cheapest first."""
+    moved = time.monotonic()
+    while len(done := files.among(plan.works)) < len(plan.works):
+        if progress.count(done):
+            moved = time.monotonic()
+        if time.monotonic() - moved < TAKEN_FOR_DEAD:
+            time.sleep(POLL)
+            continue
+        missing = [work for work in plan.works if work not in done]
+        for _ in finished(context, files, [min(missing, key=lambda work: work.cost)], device):
+            context.reporter.warn(f"no process finished a module for {TAKEN_FOR_DEAD:.0f} s: the first one does the others' work")
+    progress.count(done)
+
+
+def read_back(context: StageContext, files: PartFiles, work: Work, device: str) -> Part:
+    """A finished module's part, from its file; done again where that was damaged since."""
+    if not is_kept(context, files, work):
+        for _ in finished(context, files, [work], device):
+            pass
+    part = files.read(work.key)
+    assert part is not None
+    return part
+
+
+class Progress:
+    """What the user sees: modules, bytes read and time left, over all processes; time goes by the modules' cost."""
+
+    def __init__(self, task: ProgressTask, works: Sequence[Work], kept: Sequence[Work]) -> None:
+        self.task = task
+        self.bytes = sum(work.weight.nbytes for work in works)
+        self.read = sum(work.weight.nbytes for work in kept)
+        self.counted = {work.key for work in kept}
+        self.done, self.left = 0, sum(work.cost for work in works) - sum(work.cost for work in kept)
+        self.started = time.monotonic()
+        task.advance(len(kept))
+
+    def count(self, works: Sequence[Work], **figures: float | str) -> bool:
+        """Count modules as done, each once; whether one of them is new."""
+        new = [work for work in works if work.key not in self.counted]
+        for work in new:
+            self.counted.add(work.key)
+            self.read += work.weight.nbytes
+            self.done, self.left = self.done + work.cost, self.left - work.cost
+            self.task.estimate((time.monotonic() - self.started) / self.done * self.left)
+            self.task.advance(1, module=work.name, read=gigabytes(self.read, self.bytes), **figures)
+        return bool(new)
+
+
+def gigabytes(read: int, total: int) -> str:
+    """`1.2/13.5GB`, in megabytes where that is too coarse."""
+    unit, divisor = ("GB", 1e9) if total >= 1e9 else ("MB", 1e6)
+    return f"{read / divisor:.1f}/{total / divisor:.1f}{unit}"
+
+
+def part_of(context: StageContext, work: Work, matrix: Matrix, device: str) -> Part:
+    """One module's terms, spectrum and record."""
+    recipe = context.recipe
     config: Any = peft_config(recipe.adapter, seed=recipe.seed)
     try:
-        found = decompose_weight(matrix, work.shape, config.rank_rule, seed=module_seed(recipe.seed, name))
+        found = decompose_weight(matrix.take().to(device), work.shape, config.rank_rule, seed=module_seed(recipe.seed, work.name))
     except ValueError as error:
         raise SokaError(
-            f"the weight of {name} cannot be decomposed",
-            where=f"tensor {work.stored} in {checkpoint.folder / checkpoint.entry(work.stored).shard}",
+            f"the weight of {work.name} cannot be decomposed",
+            where=work.weight.where,
             why=str(error),
             hint="the base model's file is damaged or the model diverged; take it again from its source",
             exit_code=ExitCode.ENVIRONMENT,
         ) from None
     factors = KronFactors(*(tensor.cpu() for tensor in (found.factors.left, found.factors.right, found.factors.sigma)))
-    part = Part(factors, found.spectrum.cpu().double(), record_of(name, found), digest)
-    write_part(context.layout, work, part)
-    task.advance(1, module=name, rank=found.choice.rank)
-    return part
+    return Part(factors, found.spectrum.cpu().double(), record_of(work, found), matrix.digest)
 
 
-def record_of(name: str, found: Decomposition) -> dict[str, Any]:
-    """One module's row of layers.json, fields as the contract has them."""
+def record_of(work: Work, found: Decomposition) -> dict[str, Any]:
+    """One module's row of layers.json: the contract's fields, and how the weight is stored."""
     shape, choice = found.shape, found.choice
     return {
-        "name": name,
+        "name": work.name,
         "out_features": shape.out_features,
         "in_features": shape.in_features,
         "m": shape.m,
@@ -132,10 +169,11 @@ def record_of(name: str, found: Decomposition) -> dict[str, Any]:
         "sigma_error_bound": found.sigma_error_bound,
         "parameters": shape.parameters(choice.rank),
         "seconds": found.seconds,
+        "stored_as": work.weight.stored_as,
     }
 
 
-def write_results(context: StageContext, parts: list[Part]) -> None:
+def write_results(context: StageContext, plan: Plan, parts: list[Part]) -> None:
     """decompose/ whole: factors, spectra, layers.json."""
     section = context.recipe.model
     parts_by_name = {part.record["name"]: part for part in parts}
@@ -147,34 +185,14 @@ def write_results(context: StageContext, parts: list[Part]) -> None:
             base=section.name if section.revision is None else f"{section.name}@{section.revision}",
         )
         save_file({name: part.spectrum for name, part in parts_by_name.items()}, folder / context.layout.spectra.name)
-        write_json(folder / context.layout.layers.name, {"modules": [part.record for part in parts], "totals": totals(parts)})
+        records = [part.record for part in parts]
+        write_json(folder / context.layout.layers.name, {"modules": records, "totals": totals(records), "warnings": list(plan.warnings)})
 
 
-def totals(parts: list[Part]) -> dict[str, Any]:
+def totals(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "modules": len(parts),
-        "parameters": sum(part.record["parameters"] for part in parts),
-        "components": sum(part.record["rank"] for part in parts),
-        "seconds": sum(part.record["seconds"] for part in parts),
+        "modules": len(records),
+        "parameters": sum(record["parameters"] for record in records),
+        "components": sum(record["rank"] for record in records),
+        "seconds": sum(record["seconds"] for record in records),
     }
-
-
-def write_part(layout: RunLayout, work: Work, part: Part) -> None:
-    tensors = {"U": part.factors.left, "V": part.factors.right, "sigma": part.factors.sigma, "spectrum": part.spectrum}
-    metadata = {"key": work.key, "record": json.dumps(part.record), "digest": part.digest}
-    with atomic_file(layout.decompose_parts / f"{work.key[:32]}.safetensors") as path:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
-
-
-def read_part(layout: RunLayout, work: Work) -> Part | None:
-    """A module that an earlier run finished on the same inputs; None where there is none that can be used."""
-    path = layout.decompose_parts / f"{work.key[:32]}.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != work.key:
-                return None
-            factors = KronFactors(*(file.get_tensor(name) for name in ("U", "V", "sigma")))
-            return Part(factors, file.get_tensor("spectrum"), json.loads(metadata["record"]), metadata["digest"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None

@@ -166,6 +166,13 @@ def chosen(linear: Sequence[LinearModule], target_modules: Sequence[str] | str) 
     )
 
 
+def unmatched(target_modules: Sequence[str] | str, names: Sequence[str]) -> list[str]:
+    """Those of the names asked for that none of the modules found answers to; a pattern is one name and has matched."""
+    if isinstance(target_modules, str):
+        return []
+    return [wanted for wanted in target_modules if not any(f".{name}".endswith(f".{wanted}") for name in names)]
+
+
 def of_skeleton(folder: Path, target_modules: Sequence[str] | str) -> Dimensions:
     """Any model's sizes, from its modules on the meta device."""
     from soka_cli.models.skeleton import skeleton, targets, ties

@@ -98,7 +98,7 @@ def merged_model(context: StageContext, base: "Checkpoint", device: str, check: 
         "dtype": work.dtype,
         "logit_tolerance": found.tolerance if found else None,
         "positions": found.positions if found else None,
-        "modules": len(work.stored),
+        "modules": len(work.deltas.modules),
     }
 
 

@@ -1,7 +1,7 @@
 """The work of stage merge: copies of the base's shards with W + K(theta) - K(theta0) written over the adapted weights."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint
-from soka_cli.models.skeleton import refuse_tied, skeleton, stored_names, target
+from soka_cli.models.skeleton import refuse_tied, skeleton, target
+from soka_cli.models.weights import StoredWeight, stored_weights
 from soka_cli.run.reporter import ProgressTask
 from soka_cli.stages.deltas import Deltas
 
@@ -19,20 +20,26 @@ NOT_CARRIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"
 
 @dataclass(frozen=True)
 class Merge:
-    """A base checkpoint, what an adapter adds, and which stored tensor each module's weight is."""
+    """A base checkpoint, what an adapter adds, and the adapted weights that each stored tensor holds."""
 
     base: Checkpoint
     deltas: Deltas
-    stored: Mapping[str, str]  # tensor in the checkpoint -> module
+    stored: Mapping[str, list[StoredWeight]]
 
     @classmethod
     def of(cls, base: Checkpoint, adapter: Path) -> "Merge":
-        """Raises SokaError: exit 5 where adapter and base do not fit, exit 2 for a weight tied to the embedding."""
+        """Raises SokaError: exit 5 where adapter and base do not fit, exit 2 for a weight tied to the embedding or packed."""
         deltas = Deltas(adapter, base.folder)
         empty = skeleton(base.folder)
         wanted = [target(empty, name) for name in deltas.modules]
         refuse_tied(wanted)
-        return cls(base, deltas, {stored: module for module, stored in stored_names(empty, base, wanted).items()})
+        weights = stored_weights(empty, base, wanted).values()
+        refuse_unwritable(weights)
+        stored: dict[str, list[StoredWeight]] = {}
+        for weight in weights:
+            for name in weight.tensors:
+                stored.setdefault(name, []).append(weight)
+        return cls(base, deltas, stored)
 
     @property
     def dtype(self) -> str:
@@ -41,11 +48,16 @@ class Merge:
 
     def exact(self, name: str) -> Tensor:
         """W + K(theta) - K(theta0) in fp32 (fp64 where W is), laid out as stored."""
-        weight = self.base.tensor(name)
-        delta = self.deltas.delta(self.stored[name])
-        if delta.shape != weight.shape:
-            raise _unmergeable(name, f"the adapter adds {tuple(delta.shape)} to a weight of {tuple(weight.shape)}")
-        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        held = self.stored[name]
+        parameters = held[0].split({one: _wide(self.base.tensor(one)) for one in held[0].tensors})
+        for weight in held:
+            parameters[weight.target.weight_name] = self._added(weight, parameters[weight.target.weight_name])
+        return held[0].join(parameters)[name]
+
+    def _added(self, weight: StoredWeight, wide: Tensor) -> Tensor:
+        delta = self.deltas.delta(weight.target.name)
+        if delta.shape != wide.shape:
+            raise _unmergeable(weight.tensors[0], f"the adapter adds {tuple(delta.shape)} to a weight of {tuple(wide.shape)}")
         # Where nothing is added the weight keeps its bits: -0.0 + 0.0 would be 0.0.
         return torch.where(delta == 0, wide, wide + delta)
 
@@ -57,6 +69,23 @@ class Merge:
             index = tuple((~torch.isfinite(rounded)).nonzero()[0].tolist())
             raise _unmergeable(name, f"the merged value {exact[index].item():g} at {index} has no place in {str(rounded.dtype)[6:]}")
         return exact, rounded
+
+
+def refuse_unwritable(weights: Iterable[StoredWeight]) -> None:
+    """Exit 2, before anything is written, where the base's files have no place for a merged weight."""
+    for weight in weights:
+        if reason := weight.unwritable:
+            raise SokaError(
+                f"the adapter cannot be merged into this base: {weight.target.name} has no place of its own in its files",
+                where=weight.where,
+                why=reason,
+                hint="train on the float model that this base was made from, and merge into that",
+                exit_code=ExitCode.USAGE,
+            )
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def _unmergeable(name: str, why: str) -> SokaError:

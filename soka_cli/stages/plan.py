@@ -11,7 +11,7 @@ from soka_cli.kron.shape import KronShape
 from soka_cli.recipe.places import shown
 from soka_cli.run.write import write_json
 from soka_cli.stages.context import StageContext
-from soka_cli.stages.dimensions import Dimensions, dimensions
+from soka_cli.stages.dimensions import Dimensions, dimensions, unmatched
 from soka_cli.stages.length import Length, length
 from soka_cli.stages.memory import Memory, estimate
 from soka_cli.stages.outcome import Cell, Outcome, Table
@@ -200,12 +200,9 @@ def notes(context: StageContext, base: Dimensions, figures: dict[str, Any], step
     trained = figures["totals"]["parameters"]
     share = " to ".join(f"{100 * value / base.parameters:.2g}%" for value in dict.fromkeys(trained.values()))
     found = [f"{context.recipe.model.name}: {base.parameters:,} parameters, of which {share} trained (sizes: {base.source})"]
-    targets = context.recipe.adapter.target_modules
-    if isinstance(targets, list) and figures["kinds"]:
-        names = [one.name for one in base.targets]
-        found += [
-            f"{name} in target_modules matches nothing" for name in targets if not any(f".{full}".endswith(f".{name}") for full in names)
-        ]
+    if figures["kinds"]:
+        missed = unmatched(context.recipe.adapter.target_modules, [one.name for one in base.targets])
+        found += [f"{name} in target_modules matches nothing" for name in missed]
     if trained["from"] != trained["to"]:
         found.append(f"rule {context.recipe.adapter.rank.rule} reads the spectra: decompose tells the number of terms")
     return [*found, length_note(context, steps)]

@@ -22,7 +22,8 @@ from transformers import (
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.checkpoint import Checkpoint
-from soka_cli.models.skeleton import skeleton, stored_names, targets, ties
+from soka_cli.models.skeleton import skeleton, targets, ties
+from soka_cli.models.weights import stored_weights
 from tests.builders import tiny_model
 
 
@@ -39,7 +40,7 @@ def encoder(kind: str) -> Any:
     return tiny_model(kind)
 
 
-ALL = ["llama", "qwen2", "gpt2", "opt", "bert", "albert", "t5", "mixtral"]
+ALL = ["llama", "qwen2", "gpt2", "opt", "phi3", "hrm_text", "bert", "albert", "t5", "mixtral"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ CHOICES: list[tuple[str, Any]] = [
     ("llama", r".*\.1\.mlp\.(up|down)_proj"),
     ("llama", ["lm_head"]),
     ("gpt2", ["c_attn", "c_fc"]),
+    ("phi3", ["qkv_proj"]),
     ("t5", ["q", "v"]),
     ("bert", ["query", "value"]),
     ("mixtral", ["q_proj"]),
@@ -80,10 +82,10 @@ def test_every_target_is_found_in_the_files_with_its_own_values(kind: str, model
     model, folder = models[kind]
     empty, checkpoint = skeleton(folder), Checkpoint(folder)
     found = targets(empty, "all-linear")
-    names = stored_names(empty, checkpoint, list(found.values()))
+    weights = stored_weights(empty, checkpoint, list(found.values()))
     for name, target in found.items():
         weight = model.get_submodule(name).weight
-        assert torch.equal(checkpoint.tensor(names[name]), weight)
+        assert torch.equal(weights[name].read(), weight)
         out_features, in_features = reversed(weight.shape) if target.transposed else weight.shape
         assert (target.out_features, target.in_features) == (out_features, in_features)
 
@@ -105,9 +107,8 @@ def test_a_checkpoint_may_lack_the_models_prefix(kind: str, prefix: str, models:
     save_file(bare, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     empty, checkpoint = skeleton(tmp_path), Checkpoint(tmp_path)
-    names = stored_names(empty, checkpoint, list(targets(empty, "all-linear").values()))
-    for name, stored in names.items():
-        assert torch.equal(checkpoint.tensor(stored), model.get_submodule(name).weight)
+    for name, stored in stored_weights(empty, checkpoint, list(targets(empty, "all-linear").values())).items():
+        assert torch.equal(stored.read(), model.get_submodule(name).weight)
 
 
 def test_a_tied_head_says_what_it_shares_and_is_read_from_there(models: dict[str, tuple[Any, Path]]) -> None:
@@ -116,7 +117,7 @@ def test_a_tied_head_says_what_it_shares_and_is_read_from_there(models: dict[str
     head = targets(empty, ["lm_head"])["lm_head"]
     assert ties(empty) == {"lm_head.weight": "transformer.wte.weight"}
     assert head.tied_to == "transformer.wte.weight"
-    assert torch.equal(checkpoint.tensor(stored_names(empty, checkpoint, [head])["lm_head"]), model.lm_head.weight)
+    assert torch.equal(stored_weights(empty, checkpoint, [head])["lm_head"].read(), model.lm_head.weight)
 
 
 def refusal(exit_code: ExitCode, call: Any, *arguments: Any) -> SokaError:
@@ -143,7 +144,7 @@ def test_a_missing_tensor_is_named(models: dict[str, tuple[Any, Path]], tmp_path
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     empty = skeleton(tmp_path)
-    error = refusal(ExitCode.ENVIRONMENT, stored_names, empty, Checkpoint(tmp_path), list(targets(empty, "all-linear").values()))
+    error = refusal(ExitCode.ENVIRONMENT, stored_weights, empty, Checkpoint(tmp_path), list(targets(empty, "all-linear").values()))
     assert "model.layers.1.mlp.up_proj.weight" in error.what
 
 
@@ -154,7 +155,7 @@ def test_a_tensor_of_another_size_is_named(models: dict[str, tuple[Any, Path]], 
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     empty = skeleton(tmp_path)
-    error = refusal(ExitCode.ENVIRONMENT, stored_names, empty, Checkpoint(tmp_path), list(targets(empty, "all-linear").values()))
+    error = refusal(ExitCode.ENVIRONMENT, stored_weights, empty, Checkpoint(tmp_path), list(targets(empty, "all-linear").values()))
     assert "(7, 32)" in error.what and "(48, 32)" in error.what
 
 

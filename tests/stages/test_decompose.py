@@ -14,6 +14,7 @@ from soka_cli.adapter import FactorFile, weight_digest
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron import kron_dense
 from soka_cli.models.base import load_base
+from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.recipe.load import load_recipe
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.reporter import SilentReporter
@@ -24,7 +25,7 @@ from tests.builders import gsm8k_file, recipe_mapping, tiny_model, tiny_model_fo
 
 Contexts = Callable[..., StageContext]
 MODULE = {"name", "out_features", "in_features", "m", "n", "p", "q", "rank", "rank_energy", "rank_elbow", "rank_bound_by", "energy_kept"}
-MODULE |= {"total_energy", "relative_error", "sigma_error_bound", "parameters", "seconds"}
+MODULE |= {"total_energy", "relative_error", "sigma_error_bound", "parameters", "seconds", "stored_as"}
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +108,13 @@ def test_the_digests_are_those_of_the_loaded_base(contexts: Contexts, dtype: str
 
 def test_no_more_than_one_weight_is_read_at_a_time(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    read = decomposition.Checkpoint.tensor
+    read = Checkpoint.tensor
 
     def counted(self: Any, name: str) -> torch.Tensor:
         asked.append(name)
         return read(self, name)
 
-    monkeypatch.setattr(decomposition.Checkpoint, "tensor", counted)
+    monkeypatch.setattr(Checkpoint, "tensor", counted)
     decompose(contexts())
     assert sorted(asked) == sorted(f"model.layers.{layer}.self_attn.{kind}_proj.weight" for layer in (0, 1) for kind in "qv")
 

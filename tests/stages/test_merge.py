@@ -76,7 +76,7 @@ def refusal(context: StageContext, exit_code: ExitCode, **options: Any) -> SokaE
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "hrm_text"])
 def test_an_untrained_adapter_merges_to_the_base_bit_for_bit(contexts: Contexts, tmp_path: Path, dtype: str, kind: str) -> None:
     base = base_folder(tmp_path / "base", kind, dtype)
     context = contexts(base, target_modules="all-linear")
@@ -118,6 +118,36 @@ def test_merged_is_base_plus_difference_rounded_once(contexts: Contexts, tmp_pat
         assert torch.equal(after[name], exact.to(tensor.dtype))
     assert parity_of(context)["dtype"] == dtype
     assert (parity_of(context)["max_abs_weight_error"] == 0.0) is (dtype == "float32")
+
+
+@pytest.mark.parametrize("kinds", [["v_proj"], ["q_proj", "gate_proj", "o_proj"]])
+def test_a_part_of_a_fused_tensor_is_merged_in_its_place(contexts: Contexts, tmp_path: Path, kinds: list[str]) -> None:
+    base = base_folder(tmp_path / "base", "hrm_text", "bfloat16")
+    context = contexts(base, target_modules=kinds)
+    adapted = adapt(context)
+    merge(context, check="weights")
+    assert parity_of(context)["modules"] == len(context.recipe.adapter.target_modules) * 2 + ("gate_proj" in kinds) * 2
+    pristine = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(context.layout.merged_model, dtype=torch.float32)
+    layers = {name: layer for name, layer in adapted.base_model.model.named_modules() if hasattr(layer, "get_delta_weight")}
+    for name, weight in pristine.named_parameters():
+        delta = layers[module].get_delta_weight("default") if (module := name.removesuffix(".weight")) in layers else torch.zeros(())
+        assert torch.equal(merged.get_parameter(name), (weight + delta).bfloat16().float()), name
+
+
+def test_a_packed_base_takes_no_merged_weight(contexts: Contexts, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    from transformers import BitsAndBytesConfig
+
+    base = base_folder(tmp_path / "base")
+    packing = BitsAndBytesConfig(load_in_8bit=True)
+    packed = AutoModelForCausalLM.from_pretrained(base, quantization_config=packing, device_map={"": "cpu"}, dtype=torch.float32)
+    packed.save_pretrained(tmp_path / "packed")
+    byte_tokenizer().save_pretrained(tmp_path / "packed")
+    context = contexts(base)
+    adapt(context)
+    error = refusal(contexts(tmp_path / "packed"), ExitCode.USAGE, check="weights")
+    assert "int8" in error.why and "float model" in error.hint
 
 
 @pytest.mark.parametrize("method", ["soka", "lora", "pissa"])

@@ -1,0 +1,150 @@
+"""What `soka decompose` holds in memory and how long it takes as a checkpoint grows, and what reading ahead gains.
+
+python -m benchmarks.streaming [--width 1024] [--layers 1 2 4 8] [--repeats 3]
+
+Whole processes on synthetic Llama checkpoints (Gaussian bf16 weights, one shard a layer, all seven projections, rule min with
+max 16). Peak RSS is the kernel's count for the process; seconds of work are those between the first tensor and the last part.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+VOCABULARY = 64
+PROGRAM = """
+import sys, time
+from soka_cli.stages import decomposition
+from soka_cli.cli.app import main
+if sys.argv[1] == "one by one":
+    decomposition.read_ahead = lambda items: items
+work, spent = decomposition.decompose_modules, []
+def timed(*arguments):
+    started = time.perf_counter()
+    work(*arguments)
+    spent.append(time.perf_counter() - started)
+decomposition.decompose_modules = timed
+code = main(sys.argv[2:])
+import resource
+print(spent[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def synthetic_llama(folder: Path, *, width: int, layers: int, seed: int = 0) -> int:
+    """A Llama checkpoint of Gaussian bf16 weights, feed-forward 2.75 times as wide; returns its bytes."""
+    folder.mkdir(parents=True)
+    inner = width * 11 // 4
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": width // 64,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {f"self_attn.{kind}_proj": (width, width) for kind in "qkvo"}
+    sizes |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
+    shards: dict[str, dict[str, torch.Tensor]] = {}
+    for layer in range(layers):
+        tensors = {name: torch.randn(*size, generator=generator).mul_(0.02).bfloat16() for name, size in sizes.items()}
+        norms = {"input_layernorm": torch.ones(width), "post_attention_layernorm": torch.ones(width)}
+        shards[f"model-{layer}.safetensors"] = {f"model.layers.{layer}.{name}.weight": one for name, one in (tensors | norms).items()}
+    table = torch.zeros(VOCABULARY, width).bfloat16()
+    shards["model-tables.safetensors"] = {
+        "model.embed_tokens.weight": table,
+        "lm_head.weight": table.clone(),
+        "model.norm.weight": torch.ones(width),
+    }
+    for file, held in shards.items():
+        save_file(held, folder / file, metadata={"format": "pt"})
+    weight_map = {name: file for file, held in shards.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def recipe(folder: Path, model: Path) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(
+        json.dumps(
+            {
+                "model": {"name": str(model), "dtype": "bfloat16"},
+                "adapter": {"method": "soka", "target_modules": "all-linear", "rank": {"rule": "min", "max": 16}},
+                "data": {"train": {"path": "none.jsonl", "prompt": "a", "target": "b"}},
+            }
+        )
+    )
+    return path
+
+
+def forget(folder: Path) -> None:
+    """Drop a folder's files from the kernel's page cache, so that they are read from the disk."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def measured(folder: Path, model: Path, how: str) -> tuple[float, float]:
+    """Seconds of work and peak resident bytes of one `soka decompose`."""
+    run = tempfile.mkdtemp(dir=folder)
+    words = ["decompose", "--recipe", str(recipe(folder, model)), "--run", f"{run}/run", "--device", "cpu", "--quiet"]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, how, *words], check=True, capture_output=True, text=True)
+    seconds, resident = done.stderr.split()[-2:]
+    return float(seconds), float(resident)
+
+
+def growth(folder: Path, width: int, layers: list[int], repeats: int) -> None:
+    print("| layers | weights MB | peak RSS MB | seconds | seconds a layer |\n| --- | --- | --- | --- | --- |")
+    for count in layers:
+        model = folder / f"llama-{count}"
+        size = synthetic_llama(model, width=width, layers=count)
+        runs = [measured(folder, model, "ahead") for _ in range(repeats)]
+        seconds, resident = (statistics.median(values) for values in zip(*runs, strict=True))
+        print(f"| {count} | {size / 1e6:.0f} | {resident / 1e6:.0f} | {seconds:.2f} | {seconds / count:.2f} |", flush=True)
+
+
+def reading_ahead(folder: Path, model: Path, repeats: int) -> None:
+    """Interleaved, with warm and cold page cache."""
+    print("\n| page cache | one by one s | ahead s | gain |\n| --- | --- | --- | --- |")
+    for cache in ("warm", "cold"):
+        times: dict[str, list[float]] = {"one by one": [], "ahead": []}
+        for _ in range(repeats):
+            for how, seconds in times.items():
+                if cache == "cold":
+                    forget(model)
+                seconds.append(measured(folder, model, how)[0])
+        before, after = (statistics.median(seconds) for seconds in times.values())
+        print(f"| {cache} | {before:.2f} | {after:.2f} | {100 * (1 - after / before):.0f}% |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="soka-streaming-") as name:
+        folder = Path(name)
+        growth(folder, options.width, options.layers, options.repeats)
+        reading_ahead(folder, folder / f"llama-{max(options.layers)}", options.repeats)
+    print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, {time.perf_counter() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

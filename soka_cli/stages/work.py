@@ -1,0 +1,86 @@
+"""What decompose has to do, module by module, before the first weight is read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from soka_cli import __version__
+from soka_cli.adapter.methods import peft_config
+from soka_cli.errors import ExitCode, SokaError
+from soka_cli.kron import KronShape
+from soka_cli.models.checkpoint import Checkpoint
+from soka_cli.models.skeleton import Target, refuse_tied, skeleton, targets, tied_linear
+from soka_cli.models.weights import StoredWeight, stored_weights
+from soka_cli.run.digest import json_digest
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.dimensions import unmatched
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done for one module: where its weight lies, how it is split, and the key of its part file."""
+
+    weight: StoredWeight
+    shape: KronShape
+    key: str
+
+    @property
+    def name(self) -> str:
+        """The module's, in the transformers model."""
+        return self.weight.target.name
+
+    @property
+    def cost(self) -> int:
+        """Time that the module takes, up to a common factor: the solver goes through every entry of the weight equally often."""
+        return self.shape.out_features * self.shape.in_features
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All modules, in the model's order, and what the user should know of the choice."""
+
+    works: tuple[Work, ...]
+    warnings: tuple[str, ...]
+
+
+def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any]) -> Plan:
+    """Targets, stored tensors and shapes.
+
+    Raises:
+        SokaError: exit 2 (targets, shapes), 3 (the base's files).
+    """
+    model = skeleton(checkpoint.folder)
+    found = targets(model, context.recipe.adapter.target_modules)
+    refuse_tied(found.values())
+    stored = stored_weights(model, checkpoint, list(found.values()))
+    keys = {name: json_digest({"soka": __version__, "inputs": inputs, "module": name}) for name in found}
+    works = (Work(stored[name], shape_of(context, target), keys[name]) for name, target in found.items())
+    return Plan(tuple(works), tuple(warnings(context, model, found)))
+
+
+def shape_of(context: StageContext, target: Target) -> KronShape:
+    """The module's factor sizes; exit 2 where those asked for do not divide its weight's."""
+    config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
+    try:
+        shape: KronShape = config.shape_of(target.name, target.out_features, target.in_features)
+    except ValueError as error:
+        raise SokaError(
+            "the shape asked for does not fit a target's weight",
+            where=f"{target.name}, {target.out_features} x {target.in_features}",
+            why=str(error),
+            hint="adapter.shape=balanced, or one of the sizes above; adapter.shape_pattern gives one kind of module another shape",
+            exit_code=ExitCode.USAGE,
+        ) from None
+    return shape
+
+
+def warnings(context: StageContext, model: PreTrainedModel, found: dict[str, Target]) -> Iterator[str]:
+    """Names that match nothing while others do; and, under all-linear, layers left out because the embedding shares their weight."""
+    wanted = context.recipe.adapter.target_modules
+    for name in unmatched(wanted, list(found)):
+        yield f"{name} in target_modules matches nothing"
+    if wanted == "all-linear":
+        for name, other in tied_linear(model).items():
+            yield f"{name} is left out: it shares its weight with {other}"
