@@ -136,13 +136,9 @@ def main() -> None:
     parser.add_argument("--full-svd", action="store_true", help="time one full SVD a spectrum too (about 11 s at 4096)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, n = {options.repeats}, seeds 0 to {options.repeats - 1}\n"
-    )
-    print(
-        "| spectrum | terms | soka s | bound stated | error | svd_lowrank s | its error | soka / it | Gram + eigh s | it / soka | SVD s | it / soka |"
-    )
-    print("| --- " * 12 + "|")
+    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, n = {options.repeats}, seeds from 0\n")
+    columns = ("spectrum", "terms", "soka s", "bound stated", "error", "svd_lowrank s", "its error", "soka / it")
+    print("".join(f"| {name} " for name in (*columns, "Gram + eigh s", "it / soka", "SVD s", "it / soka")) + "|\n" + "| --- " * 12 + "|")
     for spectrum in ("flat", "decaying"):
         for count in (16, 32):
             solver(options.side, count, spectrum, options.repeats, options.full_svd and count == 16)
