@@ -13,7 +13,7 @@ Settled = Callable[[Tensor, Tensor, float], bool]
 """Whether singular values [count] with error bounds [count] and the total energy answer the caller's question."""
 
 BLOCK = 16  # columns that are multiplied together; blocks of 8 are several times slower at equal basis size
-FIRST_LOOK = 4  # block steps before the first look at the Ritz values
+FIRST_LOOK = 3  # block steps before the first look at the Ritz values
 MOST_STEPS = 160  # block steps after which the search gives up
 MOST_COLUMNS = 1024  # the basis restarts from its leading Ritz vectors where it would grow larger
 GUARDS = (0, 16, 32)  # Ritz vectors beyond the wanted ones that may be deflated with them
