@@ -1,6 +1,8 @@
 """python -m benchmarks: every measurement that needs no argument."""
 
-from benchmarks import startup
+from benchmarks import decompose, startup, streaming
 
 if __name__ == "__main__":
     startup.main()
+    decompose.main()
+    streaming.main()

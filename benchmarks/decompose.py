@@ -15,9 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import Tensor, nn
 
-from soka_cli.kron import KronShape, balanced, leading_triplets, rearrange
+from soka_cli.adapter import SokaConfig, SokaLayer
+from soka_cli.kron import KronShape, balanced, kron_dense, leading_triplets, rearrange
 
 BOUND = 1e-3  # of sigma_1, what soka is asked for
 OVERSAMPLING = (8, 16, 32, 48, 64, 96)
@@ -128,12 +130,42 @@ def wide(side: int, repeats: int) -> None:
         print(f"| {spectrum} | {sizes} | {times[0]} | {times[1]} | {times[1].over(times[0]):.2f} |", flush=True)
 
 
+def started(config: PeftConfig, matrix: Tensor) -> tuple[float, nn.Module]:
+    """Seconds that PEFT takes to put an adapter on one linear layer with this weight, and the model."""
+    layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+    layer.weight.data.copy_(matrix)
+    begun = time.perf_counter()
+    model = get_peft_model(nn.Sequential(layer), config)
+    return time.perf_counter() - begun, model
+
+
+def pissa(side: int) -> None:
+    """PiSSA's start beside SoKA's, 16 ranks or terms of one square weight; each error beside the least that there is."""
+    for spectrum in ("flat", "decaying"):
+        matrix = gaussian(side, side, spectrum, seed=0)
+        for way in ("pissa", "pissa_niter_16"):
+            spent, model = started(LoraConfig(target_modules=["0"], r=16, lora_alpha=16, init_lora_weights=way), matrix)
+            residual = next(parameter for name, parameter in model.named_parameters() if "base_layer" in name)
+            least = 1 - float(gram_values(matrix)[:16].square().sum() / matrix.double().square().sum())
+            report(spectrum, way, spent, float((residual.detach().norm() / matrix.norm()).square()), least)
+        spent, model = started(SokaConfig(target_modules=["0"], rank={"rule": "fixed", "value": 16}), matrix)
+        rearranged = rearrange(matrix, balanced(side, side))
+        least = 1 - float(gram_values(rearranged)[:16].square().sum() / matrix.double().square().sum())
+        terms = next(layer for layer in model.modules() if isinstance(layer, SokaLayer)).factors("default")
+        lost = matrix - kron_dense(terms.left, terms.right, terms.sigma).detach()
+        report(spectrum, "soka", spent, float((lost.norm() / matrix.norm()).square()), least)
+
+
+def report(spectrum: str, way: str, spent: float, lost: float, least: float) -> None:
+    print(f"| {spectrum} | {way} | {spent:.2f} | {lost:.6f} | {least:.6f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--full-svd", action="store_true", help="time one full SVD a spectrum too (about 11 s at 4096)")
+    parser.add_argument("--full-svd", action="store_true", help="time one full SVD a spectrum too (about 11 s at 4096), and PiSSA's starts")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, n = {options.repeats}, seeds from 0\n")
@@ -144,6 +176,9 @@ def main() -> None:
             solver(options.side, count, spectrum, options.repeats, options.full_svd and count == 16)
     print("\n| spectrum | sizes | square s | wide s | wide / square |\n| --- | --- | --- | --- | --- |")
     wide(options.side, options.repeats)
+    if options.full_svd:
+        print("\n| spectrum | start | s | energy left out | least possible |\n| --- | --- | --- | --- | --- |")
+        pissa(options.side)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What `soka decompose` holds in memory and how long it takes as a checkpoint grows, and what reading ahead gains.
 
-python -m benchmarks.streaming [--width 1024] [--layers 1 2 4 8] [--repeats 3]
+python -m benchmarks.streaming [--width 1024] [--inner 2816] [--layers 1 2 4 8] [--repeats 3] [--power-law]
+python -m benchmarks.streaming --width 4096 --inner 11008 --layers 1 2     (layers of LLaMA-2-7B's sizes; it has 32)
 
-Whole processes on synthetic Llama checkpoints (Gaussian bf16 weights, one shard a layer, all seven projections, rule min with
-max 16). Peak RSS is the kernel's count for the process; seconds of work are those between the first tensor and the last part.
+Whole processes on synthetic Llama checkpoints (Gaussian bf16 weights, or with rows scaled by k^-0.5; one shard a layer, all
+seven projections, rule min with max 16). Peak RSS is the kernel's count for the process; seconds of work are those between the
+first tensor and the last part.
 """
 
 import argparse
@@ -39,10 +41,14 @@ sys.exit(code)
 """
 
 
-def synthetic_llama(folder: Path, *, width: int, layers: int, seed: int = 0) -> int:
-    """A Llama checkpoint of Gaussian bf16 weights, feed-forward 2.75 times as wide; returns its bytes."""
+def weight(size: tuple[int, int], generator: torch.Generator, power_law: bool) -> torch.Tensor:
+    values = torch.randn(*size, generator=generator).mul_(0.02)
+    return (values / torch.arange(1, size[0] + 1)[:, None].sqrt() if power_law else values).bfloat16()
+
+
+def synthetic_llama(folder: Path, *, width: int, inner: int, layers: int, power_law: bool, seed: int = 0) -> int:
+    """A Llama checkpoint of random bf16 weights; returns its bytes."""
     folder.mkdir(parents=True)
-    inner = width * 11 // 4
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -60,7 +66,7 @@ def synthetic_llama(folder: Path, *, width: int, layers: int, seed: int = 0) -> 
     sizes |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
     shards: dict[str, dict[str, torch.Tensor]] = {}
     for layer in range(layers):
-        tensors = {name: torch.randn(*size, generator=generator).mul_(0.02).bfloat16() for name, size in sizes.items()}
+        tensors = {name: weight(size, generator, power_law) for name, size in sizes.items()}
         norms = {"input_layernorm": torch.ones(width), "post_attention_layernorm": torch.ones(width)}
         shards[f"model-{layer}.safetensors"] = {f"model.layers.{layer}.{name}.weight": one for name, one in (tensors | norms).items()}
     table = torch.zeros(VOCABULARY, width).bfloat16()
@@ -108,12 +114,13 @@ def measured(folder: Path, model: Path, how: str) -> tuple[float, float]:
     return float(seconds), float(resident)
 
 
-def growth(folder: Path, width: int, layers: list[int], repeats: int) -> None:
+def growth(folder: Path, options: argparse.Namespace) -> None:
     print("| layers | weights MB | peak RSS MB | seconds | seconds a layer |\n| --- | --- | --- | --- | --- |")
-    for count in layers:
+    inner = options.inner or options.width * 11 // 4
+    for count in options.layers:
         model = folder / f"llama-{count}"
-        size = synthetic_llama(model, width=width, layers=count)
-        runs = [measured(folder, model, "ahead") for _ in range(repeats)]
+        size = synthetic_llama(model, width=options.width, inner=inner, layers=count, power_law=options.power_law)
+        runs = [measured(folder, model, "ahead") for _ in range(options.repeats)]
         seconds, resident = (statistics.median(values) for values in zip(*runs, strict=True))
         print(f"| {count} | {size / 1e6:.0f} | {resident / 1e6:.0f} | {seconds:.2f} | {seconds / count:.2f} |", flush=True)
 
@@ -135,13 +142,15 @@ def reading_ahead(folder: Path, model: Path, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--inner", type=int, help="width of the feed-forward; 2.75 times the width where it is not given")
+    parser.add_argument("--power-law", action="store_true")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="soka-streaming-") as name:
         folder = Path(name)
-        growth(folder, options.width, options.layers, options.repeats)
+        growth(folder, options)
         reading_ahead(folder, folder / f"llama-{max(options.layers)}", options.repeats)
     print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, {time.perf_counter() - started:.0f} s in all")
 
