@@ -96,11 +96,14 @@ def outcome(context: StageContext, status: Any) -> Outcome:
         "rank": {"min": min(one["rank"] for one in modules), "max": max(one["rank"] for one in modules)},
         "bound_by": count(one["rank_bound_by"] for one in modules),
         "unresolved": unresolved,
+        "without_terms": layers.get("without_terms", []),
         "kinds": [dict(zip(FIELDS, row, strict=True)) for row in rows[:-1]],
     }
     notes = [f"{totals['parameters']:,} trainable parameters in {totals['components']} terms of {totals['modules']} modules"]
     if status == "already done":
         notes.insert(0, "decompose: nothing to do, the factors of these inputs are there")
+    if without := figures["without_terms"]:
+        notes.append(f"{len(without)} of {len(modules) + len(without)} target modules got no term, and no adapter")
     if unresolved:
         notes.append(f"{len(unresolved)} ranks hang on singular values closer than their error bounds; the smaller was taken")
     table = Table("Terms taken from the base weights", COLUMNS, tuple(rows))
