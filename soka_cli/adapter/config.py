@@ -1,5 +1,7 @@
 """SokaConfig: what a SoKA adapter is made of, in PEFT's terms."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -8,6 +10,7 @@ from peft import PeftConfig, PeftType
 from peft.utils.other import get_pattern_key
 
 from soka_cli.kron import KronShape, RankRule, choose_shape
+from soka_cli.recipe.schema import count_with_suffix
 
 INITS = ("weight",)
 
@@ -48,6 +51,17 @@ def _require_known_shape(choice: Any) -> None:
     choose_shape(choice, divisible, divisible)
 
 
+def _rank_rule(mapping: dict[str, Any]) -> RankRule:
+    """The rule that a recipe's mapping spells, its parameter count perhaps as 0.99M."""
+    if "parameters" not in mapping:
+        return RankRule.from_mapping(mapping)
+    try:
+        parameters = count_with_suffix(mapping["parameters"])
+    except ValueError as error:
+        raise ValueError(f"rank.parameters {error}") from None
+    return RankRule.from_mapping({**mapping, "parameters": parameters})
+
+
 def _default_rank() -> dict[str, Any]:
     return {"rule": "min", "tau": 0.90, "elbow": "gap", "max": 16}
 
@@ -58,7 +72,8 @@ class SokaConfig(PeftConfig):
 
     Which modules: PEFT's own fields. How large: `shape` and `rank`, with the values of a recipe's adapter section. When an
     adapter is made, the rank and shape chosen for each module are written into `rank_pattern` and `shape_pattern` under its
-    full name, so a saved config says them all and loading decomposes nothing.
+    full name, so a saved config says them all and loading decomposes nothing. Modules that rule budget gives no term are
+    written into `exclude_modules`.
 
     Raises:
         ValueError: an unknown shape, rank rule or start; layer fields together with a pattern in `target_modules`.
@@ -110,14 +125,14 @@ class SokaConfig(PeftConfig):
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified. ")
         if self.init not in INITS:
             raise ValueError(f"init is {self.init!r}; there is: {', '.join(INITS)}")
-        RankRule.from_mapping(self.rank)
+        _rank_rule(self.rank)
         for choice in (self.shape, *self.shape_pattern.values()):
             _require_known_shape(choice)
 
     @property
     def rank_rule(self) -> RankRule:
         """The rule of modules that `rank_pattern` does not name."""
-        return RankRule.from_mapping(self.rank)
+        return _rank_rule(self.rank)
 
     def rank_of(self, module_name: str) -> int | None:
         """Number of terms that `rank_pattern` gives the module; None leaves it to the rule."""
@@ -139,3 +154,11 @@ class SokaConfig(PeftConfig):
         """Write what was chosen for a module back, so that a load finds it."""
         self.shape_pattern[module_name] = {"m": shape.m, "n": shape.n}
         self.rank_pattern[module_name] = rank
+
+    def leave_out(self, module_names: Sequence[str]) -> None:
+        """Exclude modules by their full names, beside those that are excluded already."""
+        if not module_names:
+            return
+        before = self.exclude_modules
+        patterns = [f"(?:{before})"] if isinstance(before, str) else [rf"(?:.*\.)?{re.escape(name)}" for name in sorted(before or ())]
+        self.exclude_modules = "|".join([*patterns, *map(re.escape, module_names)])

@@ -41,8 +41,8 @@ def write_factors(path: Path, modules: Mapping[str, KronFactors], digests: Mappi
 
     Args:
         path: the safetensors file.
-        modules: terms by module name in the transformers model.
-        digests: `weight_digest` of each module's weight.
+        modules: terms by module name in the transformers model, those that have any.
+        digests: `weight_digest` of each module's weight, of those without terms too.
         base: what the base is called, for messages.
 
     Raises:
@@ -53,7 +53,14 @@ def write_factors(path: Path, modules: Mapping[str, KronFactors], digests: Mappi
         for name, factors in modules.items()
         for part, tensor in zip(PARTS, (factors.left, factors.right, factors.sigma), strict=True)
     }
-    metadata = {"format": FORMAT, "version": VERSION, "base": base, "digests": json.dumps(dict(digests))}
+    without = [name for name in digests if name not in modules]
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "base": base,
+        "digests": json.dumps(dict(digests)),
+        "without_terms": json.dumps(without),
+    }
     size = sum(tensor.nbytes for tensor in tensors.values())
     with atomic_file(path, needed=size) as staged:
         save_file(tensors, staged, metadata=metadata)
@@ -73,12 +80,13 @@ def _order_metadata(path: Path) -> None:
 
 @dataclass(frozen=True)
 class FactorFile:
-    """A factor file's content: terms and weight digests by module name, and what the base was called."""
+    """A factor file's content: terms and weight digests by module name, what the base was called, and the targets that got no term."""
 
     path: Path
     modules: dict[str, KronFactors]
     digests: dict[str, str]
     base: str
+    without_terms: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> "FactorFile":
@@ -98,18 +106,20 @@ class FactorFile:
             raise _unreadable(path, f"its format is {metadata.get('format')} {metadata.get('version')}, expected {FORMAT} {VERSION}")
         try:
             digests = dict(json.loads(metadata["digests"]))
+            without_terms = tuple(json.loads(metadata.get("without_terms", "[]")))
             modules = _grouped(tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable(path, str(error)) from error
-        if digests.keys() != modules.keys():
+        if digests.keys() != {*modules, *without_terms}:
             raise _unreadable(path, "its digests and its tensors name different modules")
-        return cls(path, modules, digests, metadata.get("base", ""))
+        return cls(path, modules, digests, metadata.get("base", ""), without_terms)
 
 
 def attach_factors(model: nn.Module, config: SokaConfig, path: Path, adapter_name: str = "default") -> PeftModel:
     """Put a SoKA adapter on a base model that starts from a factor file; nothing is decomposed.
 
-    Ranks and shapes come from the file and are written into the config. The digest of a quantised weight is not compared.
+    Ranks and shapes come from the file and are written into the config, which leaves out the modules that the file gives no term.
+    The digest of a quantised weight is not compared.
 
     Args:
         model: the base model; untouched if the file is refused.
@@ -132,6 +142,7 @@ def attach_factors(model: nn.Module, config: SokaConfig, path: Path, adapter_nam
         )
     for name, factors in file.modules.items():
         config.record(name, factors.shape, factors.rank)
+    config.leave_out(file.without_terms)
     attached = get_peft_model(model, config, adapter_name=adapter_name, low_cpu_mem_usage=True)
     for name, layer in attached.base_model.model.named_modules():
         if isinstance(layer, SokaLayer):
@@ -163,18 +174,18 @@ def _grouped(tensors: dict[str, Tensor]) -> dict[str, KronFactors]:
 
 
 def _differences(file: FactorFile, targets: dict[str, nn.Module]) -> Iterator[str]:
-    for name in sorted(file.modules.keys() - targets.keys()):
+    for name in sorted(file.digests.keys() - targets.keys()):
         yield f"{name}: in the file, not a target in the model"
-    for name in sorted(targets.keys() - file.modules.keys()):
+    for name in sorted(targets.keys() - file.digests.keys()):
         yield f"{name}: a target in the model, not in the file"
-    for name in sorted(targets.keys() & file.modules.keys()):
-        shape = file.modules[name].shape
+    for name in sorted(targets.keys() & file.digests.keys()):
+        shape = file.modules[name].shape if name in file.modules else None
         try:
             out_features, in_features = layer_sizes(targets[name])
         except ValueError as error:
             yield f"{name}: {error}"
             continue
-        if (shape.out_features, shape.in_features) != (out_features, in_features):
+        if shape is not None and (shape.out_features, shape.in_features) != (out_features, in_features):
             yield f"{name}: factors of {shape} for {shape.out_features} x {shape.in_features}, weight of {out_features} x {in_features}"
         elif (weight := _plain_weight(targets[name])) is not None and weight_digest(weight) != file.digests[name]:
             yield f"{name}: sha256 of the weight is {weight_digest(weight)[:12]}, the file was made from {file.digests[name][:12]}"

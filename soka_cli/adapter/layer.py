@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from soka_cli.adapter.config import SokaConfig
-from soka_cli.kron import KronFactors, KronShape, KronSum, RankRule, decompose_weight, kron_dense, kron_linear, module_seed
+from soka_cli.kron import (
+    Decomposition,
+    KronFactors,
+    KronShape,
+    KronSum,
+    RankRule,
+    decompose_weight,
+    kron_dense,
+    kron_linear,
+    module_seed,
+)
 
 TRAINED = ("soka_U", "soka_V", "soka_sigma")
 START = ("soka_start_U", "soka_start_V", "soka_start_sigma")
@@ -74,10 +84,23 @@ class SokaLayer(BaseTunerLayer):
             if values_follow or config.inference_mode or device.type == "meta":
                 start = _blank(shape, _room(rule, shape), device)
             else:
-                start = self._decompose(shape, rule, module_seed(config.seed, module_name), module_name)
+                start = self._decompose(shape, rule, module_seed(config.seed, module_name), module_name).factors
                 config.record(module_name, shape, start.rank)
-            self.set_factors(adapter_name, *((start, start) if config.init_weights else _apart(start)))
+            self.start_from(adapter_name, config, start)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    @torch.no_grad()
+    def decomposition(self, config: SokaConfig, module_name: str, rule: RankRule) -> Decomposition | None:
+        """The weight's leading terms by a rule, for an adapter that is still to be made; None where the weight has no values.
+
+        Raises:
+            ValueError: as `update_layer`.
+        """
+        shape = config.shape_of(module_name, self.out_features, self.in_features)
+        with align_module_device(self.get_base_layer()):
+            if self._weight_device().type == "meta":
+                return None
+            return self._decompose(shape, rule, module_seed(config.seed, module_name), module_name)
 
     def _weight_device(self) -> torch.device:
         base = self.get_base_layer()
@@ -92,13 +115,16 @@ class SokaLayer(BaseTunerLayer):
             self.get_base_layer().state_dict()
         return super().get_base_weight()
 
-    def _decompose(self, shape: KronShape, rule: RankRule, seed: int, module_name: str) -> KronFactors:
+    def _decompose(self, shape: KronShape, rule: RankRule, seed: int, module_name: str) -> Decomposition:
         weight = self.get_base_weight() if self._pristine is None else self._pristine
         try:
-            factors = decompose_weight(transpose(weight, self.fan_in_fan_out).float(), shape, rule, seed=seed).factors
+            return decompose_weight(transpose(weight, self.fan_in_fan_out).float(), shape, rule, seed=seed)
         except ValueError as error:
             raise ValueError(f"{module_name}: {error}") from error
-        return factors
+
+    def start_from(self, adapter_name: str, config: SokaConfig, start: KronFactors) -> None:
+        """Give the adapter its start, and present terms that equal it, or by `init_weights=False` do not."""
+        self.set_factors(adapter_name, *((start, start) if config.init_weights else _apart(start)))
 
     def set_factors(self, adapter_name: str, start: KronFactors, present: KronFactors | None = None) -> None:
         """Give the adapter its start, and its present terms (default: the start)."""

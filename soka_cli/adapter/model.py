@@ -10,8 +10,10 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from soka_cli.adapter.budget import budgeted_terms
 from soka_cli.adapter.config import SokaConfig
 from soka_cli.adapter.layer import Linear, SokaLayer
+from soka_cli.kron import KronFactors
 
 
 class SokaModel(BaseTuner):
@@ -33,9 +35,32 @@ class SokaModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """As PEFT's; `low_cpu_mem_usage` promises that the factors are filled in afterwards, so none are computed."""
+        """As PEFT's; `low_cpu_mem_usage` promises that the factors are filled in afterwards, so none are computed.
+
+        Rule budget weighs all targets against each other, so there they are decomposed before the first layer is made.
+        """
+        config = self.peft_config[adapter_name]
         self._values_follow = low_cpu_mem_usage or _makes_empty_parameters()
+        budgeted = {} if self._values_follow or config.inference_mode else self._budgeted(model, config, state_dict)
+        self._values_follow = self._values_follow or bool(budgeted)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        for name, start in budgeted.items():
+            layer: Any = model.get_submodule(name)
+            layer.start_from(adapter_name, config, start)
+
+    def _budgeted(self, model: nn.Module, config: SokaConfig, state_dict: dict[str, Tensor] | None) -> dict[str, KronFactors]:
+        """Each target's terms under rule budget; empty under any other. The keys of a state dict, where there is one, name the targets."""
+        if config.rank_rule.rule != "budget":
+            return {}
+        if state_dict is None:
+            targets = targeted_modules(model, config)
+        else:
+            targets = {name: model.get_submodule(name) for name in dict.fromkeys(key.rsplit(f".{self.prefix}", 1)[0] for key in state_dict)}
+        quantization = get_quantization_kwargs(model)
+        for name, target in targets.items():
+            _require_linear(target, name, quantization)
+        layers = {name: one if isinstance(one, SokaLayer) else SokaLayer(one, **quantization) for name, one in targets.items()}
+        return budgeted_terms(layers, config)
 
     def _create_and_replace(
         self, peft_config: SokaConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module, current_key: str
@@ -77,7 +102,13 @@ def targeted_modules(model: nn.Module, config: SokaConfig) -> dict[str, nn.Modul
         usual = SokaModel.target_module_mapping.get(BaseTuner.get_model_config(model).get("model_type"), [])
         config.target_modules = usual if isinstance(usual, str) else list(usual)
     config = _maybe_include_all_linear_layers(config, model)
-    return {name: module for name, module in model.named_modules() if name and SokaModel._check_target_module_exists(config, name)}
+    named = dict(model.named_modules())
+    inside = tuple(f"{name}." for name, module in named.items() if isinstance(module, BaseTunerLayer))  # of layers that adapt already
+    return {
+        name: module
+        for name, module in named.items()
+        if name and not name.startswith(inside) and SokaModel._check_target_module_exists(config, name)
+    }
 
 
 def _require_linear(target: nn.Module, module_name: str, quantization: dict[str, Any]) -> None:

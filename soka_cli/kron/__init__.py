@@ -1,5 +1,6 @@
 """Algebra of Kronecker sums on tensors: shapes, rearrangement, solver, rank rules, products. Knows no model, file or recipe."""
 
+from soka_cli.kron.allocate import Allotment, Bid, allocate, allocate_evenly, refuse_too_little
 from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, module_seed
 from soka_cli.kron.product import KronSum, factored_is_cheaper, kron_dense, kron_linear, kron_product
 from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
@@ -9,6 +10,8 @@ from soka_cli.kron.solver import Triplets, leading_triplets
 from soka_cli.kron.spectrum import term_spectrum, update_terms
 
 __all__ = [
+    "Allotment",
+    "Bid",
     "Decomposition",
     "KronFactors",
     "KronShape",
@@ -16,6 +19,8 @@ __all__ = [
     "RankChoice",
     "RankRule",
     "Triplets",
+    "allocate",
+    "allocate_evenly",
     "balanced",
     "blocked",
     "choose_rank",
@@ -30,6 +35,7 @@ __all__ = [
     "leading_triplets",
     "module_seed",
     "rearrange",
+    "refuse_too_little",
     "restore",
     "term_spectrum",
     "update_terms",

@@ -46,6 +46,10 @@ class KronFactors:
         _, p, q = self.right.shape
         return KronShape(m, n, p, q)
 
+    def leading(self, rank: int) -> "KronFactors":
+        """The first terms alone, in tensors of their own."""
+        return KronFactors(self.left[:rank].clone(), self.right[:rank].clone(), self.sigma[:rank].clone())
+
 
 @dataclass
 class Decomposition:
@@ -54,6 +58,7 @@ class Decomposition:
     Args:
         factors: the kept terms, fp32.
         spectrum: [k] computed singular values of R(W), descending, fp64; k is at least the rank.
+        error_bound: [k] absolute error of each.
         choice: the rank and what decided it.
         shape: sizes of the factors.
         total_energy: ||W||_F^2.
@@ -64,6 +69,7 @@ class Decomposition:
 
     factors: KronFactors
     spectrum: Tensor
+    error_bound: Tensor
     choice: RankChoice
     shape: KronShape
     total_energy: float
@@ -94,15 +100,16 @@ def decompose_weight(weight: Tensor, shape: KronShape, rule: RankRule, *, seed: 
     started = perf_counter()
 
     def settled(sigma: Tensor, error_bound: Tensor, energy: float) -> bool:
-        return choose_rank(sigma, error_bound, energy, rule, shape.max_rank).bound_by != "unresolved"
+        return rule.is_settled(sigma, error_bound, energy, shape)
 
     triplets = leading_triplets(matrix, rule.wanted_sigmas(shape.max_rank), seed=seed, settled=settled)
     seconds = perf_counter() - started
-    choice = choose_rank(triplets.sigma, triplets.error_bound, triplets.total_energy, rule, shape.max_rank)
+    choice = choose_rank(triplets.sigma, triplets.error_bound, triplets.total_energy, rule, shape)
     factors = _signed_factors(triplets, choice.rank, shape)
     return Decomposition(
         factors=factors,
         spectrum=triplets.sigma.cpu(),
+        error_bound=triplets.error_bound.cpu(),
         choice=choice,
         shape=shape,
         total_energy=triplets.total_energy,

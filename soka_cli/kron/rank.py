@@ -5,17 +5,29 @@ the largest rank that the true values allow. Where the range is wider than one n
 choice is marked unresolved; so no choice hangs on rounding or on a random seed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-RULES = ("min", "energy", "elbow", "fixed")
-ELBOWS = ("gap",)
+from soka_cli.kron.marchenko_pastur import hard_threshold, median_threshold
+from soka_cli.kron.shape import KronShape
+
+RULES = ("min", "energy", "elbow", "gavish-donoho", "fixed", "budget")
+ELBOWS = ("gap", "relative-gap", "chord")
 SPECTRA = ("leading", "full")
+OWN_OPTIONS = {
+    "value": "fixed",
+    "noise": "gavish-donoho",
+    "parameters": "budget",
+    "floor": "budget",
+}  # option -> the one rule that reads it
 ENERGY_ROUNDING = 1e-12  # fp64 sums of squares differ by this share from one order of summing to the other
+LEVEL = 4  # values after a gap whose mean is the level that the relative gap is measured by
 UNBOUNDED = 2**62  # larger than any rank: the rule asks for more terms than were computed
 
 
@@ -23,8 +35,10 @@ UNBOUNDED = 2**62  # larger than any rank: the rule asks for more terms than wer
 class RankRule:
     """A recipe's `rank`: which rule decides, and what it reads.
 
-    `tau` is the share of the energy, `max` the most terms, `value` the terms of rule fixed. The elbow reads the first
-    max + 1 singular values, or all of them where `spectrum` is full.
+    `tau` is the share of the energy, `max` the most terms, `value` the terms of rule fixed, `noise` the standard deviation of
+    a weight's noise (rule gavish-donoho; None takes it from the median singular value), `parameters` the total and `floor`
+    the terms that every module keeps first (rule budget). The elbow reads the first max + 1 singular values, or all of them
+    where `spectrum` is full.
     """
 
     rule: str = "min"
@@ -32,20 +46,31 @@ class RankRule:
     elbow: str = "gap"
     max: int = 16
     value: int | None = None
+    noise: float | None = None
+    parameters: int | None = None
+    floor: int = 0
     spectrum: str = "leading"
 
     def __post_init__(self) -> None:
         for name, value, known in (("rule", self.rule, RULES), ("elbow", self.elbow, ELBOWS), ("spectrum", self.spectrum, SPECTRA)):
             if value not in known:
                 raise ValueError(f"rank.{name} {value!r} is none of: {', '.join(known)}")
+        unset = {field.name: field.default for field in fields(self)}
+        for name, reader in OWN_OPTIONS.items():
+            if getattr(self, name) != unset[name] and self.rule != reader:
+                raise ValueError(f"rank.{name} belongs to rule {reader}, and rule is {self.rule}")
         if not 0.0 < self.tau <= 1.0:
             raise ValueError(f"rank.tau {self.tau} is not in (0, 1]")
         if self.max < 1:
             raise ValueError(f"rank.max {self.max} is below 1")
         if self.rule == "fixed" and (self.value is None or self.value < 1):
             raise ValueError("rank.rule fixed needs a value of at least 1, e.g. {rule: fixed, value: 2}")
-        if self.rule != "fixed" and self.value is not None:
-            raise ValueError(f"rank.value belongs to rule fixed, and rule is {self.rule}")
+        if self.noise is not None and not 0.0 < self.noise < float("inf"):
+            raise ValueError(f"rank.noise {self.noise} is no standard deviation: a finite number above 0")
+        if self.rule == "budget" and (self.parameters is None or self.parameters < 1):
+            raise ValueError("rank.rule budget needs parameters, the total over all modules, e.g. {rule: budget, parameters: 991353}")
+        if not 0 <= self.floor <= self.max:
+            raise ValueError(f"rank.floor {self.floor} is not between 0 and max, {self.max}")
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "RankRule":
@@ -59,19 +84,33 @@ class RankRule:
             raise ValueError(f"rank has no {', '.join(unknown)}; it has {', '.join(known)}")
         return cls(**mapping)
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether every singular value is computed: asked for, or because the rule reads the median of them."""
+        return self.spectrum == "full" or (self.rule == "gavish-donoho" and self.noise is None)
+
     def wanted_sigmas(self, full_rank: int) -> int:
         """How many leading singular values the rule and its record read."""
-        if self.spectrum == "full":
-            return full_rank
-        return min(full_rank, max(self.max + 1, self.value or 0))
+        return full_rank if self.reads_all else min(full_rank, max(self.max + 1, self.value or 0))
+
+    def most_terms(self, full_rank: int) -> int:
+        """Terms that the rule gives where nothing in the spectrum stops it."""
+        return min(full_rank, self.value or self.max)
+
+    def is_settled(self, sigma: Tensor, error_bound: Tensor, total_energy: float, shape: KronShape) -> bool:
+        """Whether the choice is not unresolved with these bounds; arguments as for `choose_rank`. Reads no more than the rule does."""
+        readers = _readers(sigma.double().cpu(), error_bound.double().cpu(), total_energy, self, shape)
+        return _decided(readers, self, shape.max_rank)[1] != "unresolved"
 
 
 @dataclass(frozen=True)
 class RankChoice:
     """The rank of one module and what decided it.
 
-    `rank_energy` and `rank_elbow` are what these rules say, None where the computed spectrum does not reach.
-    `bound_by` is one of energy, elbow, max, fixed, unresolved, full-rank. `energy_kept` is a share of the total energy.
+    `ranks` is what each rule says by itself (energy, gap, relative-gap, chord, gavish-donoho), None where the computed spectrum
+    does not reach; `rank_energy` and `rank_elbow` are the two that rule min reads. `bound_by` is one of energy, elbow,
+    gavish-donoho, max, fixed, budget, unresolved, full-rank. `energy_kept` and `energy_computed` are the shares of the total
+    energy in the kept and in the computed terms.
     """
 
     rank: int
@@ -79,6 +118,8 @@ class RankChoice:
     rank_elbow: int | None
     bound_by: str
     energy_kept: float
+    energy_computed: float
+    ranks: Mapping[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -89,36 +130,29 @@ class Reading:
     high: int
 
 
-def choose_rank(sigma: Tensor, error_bound: Tensor, total_energy: float, rule: RankRule, full_rank: int) -> RankChoice:
-    """The rank that the rule gives for a spectrum.
+def choose_rank(sigma: Tensor, error_bound: Tensor, total_energy: float, rule: RankRule, shape: KronShape) -> RankChoice:
+    """The rank that the rule gives for a spectrum. Under rule budget the most terms that `allocate` may give the module.
 
     Args:
-        sigma: [k] leading singular values, descending.
+        sigma: [k] leading singular values of R(W), descending.
         error_bound: [k] absolute error of each.
         total_energy: ||W||_F^2, all singular values' squares.
         rule: what decides.
-        full_rank: number of singular values that there are, computed or not.
+        shape: sizes of the factors, which give R(W)'s sides and the number of singular values that there are.
     """
-    sigma, error_bound = sigma.double().cpu(), error_bound.double().cpu()
-    energy = energy_reading(sigma, error_bound, total_energy, rule.tau)
-    elbow = gap_reading(*_elbow_window(sigma, error_bound, rule, full_rank))
-    cap = min(rule.max, full_rank)
-    readings = {
-        "min": {"energy": energy, "elbow": elbow},
-        "energy": {"energy": energy},
-        "elbow": {"elbow": elbow},
-        "fixed": {},
-    }[rule.rule]
-    if rule.rule == "fixed":
-        wanted = rule.value or 1
-        cap = min(wanted, full_rank)
-        readings["fixed" if wanted <= full_rank else "full-rank"] = Reading(cap, cap)
-    else:
-        readings["max" if rule.max <= full_rank else "full-rank"] = Reading(cap, cap)
-    rank = min(reading.low for reading in readings.values())
-    decided = rank == min(reading.high for reading in readings.values())
-    bound_by = next(name for name, reading in readings.items() if reading.low == rank) if decided else "unresolved"
-    return RankChoice(rank, _known(energy), _known(elbow), bound_by, _share(sigma, rank, total_energy))
+    sigma = sigma.double().cpu()
+    readers = _readers(sigma, error_bound.double().cpu(), total_energy, rule, shape)
+    rank, bound_by = _decided(readers, rule, shape.max_rank)
+    ranks = {name: _known(read()) for name, read in readers.items()}
+    return RankChoice(
+        rank=rank,
+        rank_energy=ranks["energy"],
+        rank_elbow=ranks[rule.elbow],
+        bound_by=bound_by,
+        energy_kept=energy_share(sigma, rank, total_energy),
+        energy_computed=energy_share(sigma, len(sigma), total_energy),
+        ranks=ranks,
+    )
 
 
 def energy_reading(sigma: Tensor, error_bound: Tensor, total_energy: float, tau: float) -> Reading:
@@ -128,36 +162,133 @@ def energy_reading(sigma: Tensor, error_bound: Tensor, total_energy: float, tau:
         reached = values.square().cumsum(0) >= tau * total_energy * (1 - ENERGY_ROUNDING)
         return int(reached.nonzero()[0]) + 1 if reached.any() else UNBOUNDED
 
-    return Reading(crossing(sigma + error_bound), crossing((sigma - error_bound).clamp(min=0.0)))
+    lowest, highest = _limits(sigma, error_bound)
+    return Reading(crossing(highest), crossing(lowest))
 
 
 def gap_reading(sigma: Tensor, error_bound: Tensor) -> Reading:
-    """The paper's elbow: argmax_i (sigma_i - sigma_{i+1}), keep i. On a convex spectrum it is always 1.
+    """The paper's elbow: argmax_i (sigma_i - sigma_{i+1}), keep i. On a convex spectrum it is always 1."""
+    if len(sigma) < 2:
+        return Reading(1, 1)
+    return _largest(*_gaps(*_limits(sigma, error_bound)))
 
-    The range holds every i whose gap may be the largest, given the error bounds of its two ends.
+
+def relative_gap_reading(sigma: Tensor, error_bound: Tensor) -> Reading:
+    """The elbow by ratio: argmax_i (sigma_i - sigma_{i+1}) / mean(sigma_{i+1}, ..., sigma_{i+LEVEL}), keep i.
+
+    With LEVEL 1 it is the eigenvalue ratio of Ahn and Horenstein (Econometrica 81, 2013), argmax sigma_i / sigma_{i+1}; the mean
+    over a window keeps one small value from making a large ratio. At the end of the spectrum the window is cut.
     """
     if len(sigma) < 2:
         return Reading(1, 1)
-    gap = sigma[:-1] - sigma[1:]
-    error = error_bound[:-1] + error_bound[1:]
-    candidates = (gap + error >= (gap - error).max()).nonzero()
-    return Reading(int(candidates[0]) + 1, int(candidates[-1]) + 1)
+    lowest, highest = _limits(sigma, error_bound)
+    gap_low, gap_high = _gaps(lowest, highest)
+    return _largest(_ratio(gap_low, _levels(highest)), _ratio(gap_high, _levels(lowest)))
 
 
-def _elbow_window(sigma: Tensor, error_bound: Tensor, rule: RankRule, full_rank: int) -> tuple[Tensor, Tensor]:
-    """The values that the elbow reads: the first max + 1, or all; after the last one that there is comes an exact zero."""
-    if len(sigma) == full_rank:
-        sigma, error_bound = (torch.cat([values, values.new_zeros(1)]) for values in (sigma, error_bound))
-    end = len(sigma) if rule.spectrum == "full" else rule.max + 1
-    return sigma[:end], error_bound[:end]
+def chord_reading(sigma: Tensor, error_bound: Tensor) -> Reading:
+    """The elbow by distance: where the spectrum is farthest from the straight line between its first and last value (kneedle).
+
+    Below the line the farthest value is the first of the tail, and the terms before it are kept; above the line it is the last of
+    a plateau, and is kept. Source: Satopaa et al., Finding a "Kneedle" in a Haystack, ICDCS Workshops 2011, without smoothing.
+    The package kneed names one point whatever the error bounds, so the rule stands here.
+    """
+    if len(sigma) < 3:
+        return Reading(1, 1)
+    lowest, highest = _limits(sigma, error_bound)
+    along = torch.linspace(0, 1, len(sigma), dtype=sigma.dtype)
+    below_low, below_high = ((ends[0] * (1 - along) + ends[-1] * along - values) for ends, values in ((lowest, highest), (highest, lowest)))
+    inside = slice(1, -1)  # the ends lie on the line
+    least = torch.maximum(below_low[inside], -below_high[inside]).max().clamp(min=0.0)
+    before = (below_high[inside] >= least).nonzero().flatten() + 1
+    upto = (-below_low[inside] >= least).nonzero().flatten() + 2
+    kept = torch.cat([before, upto])
+    return Reading(int(kept.min()), int(kept.max()))
 
 
-def _known(reading: Reading) -> int | None:
-    return None if reading.low == UNBOUNDED else reading.low
+def gavish_donoho_reading(sigma: Tensor, error_bound: Tensor, shape: KronShape, noise: float | None) -> Reading:
+    """How many singular values of R(W), a x b with a <= b, stand out of noise by the optimal hard threshold.
+
+    Known noise: sigma_k > lambda(a / b) sqrt(b) noise. Unknown: sigma_k > omega(a / b) median(sigma), which needs them all; UNBOUNDED
+    without them, and where all computed values stand out and there are more. May be 0.
+    """
+    larger, smaller = sorted((shape.m * shape.n, shape.p * shape.q), reverse=True)
+    lowest, highest = _limits(sigma, error_bound)
+    if noise is not None:
+        threshold_low = threshold_high = hard_threshold(smaller / larger) * larger**0.5 * noise
+    elif len(sigma) < smaller:
+        return Reading(UNBOUNDED, UNBOUNDED)
+    else:
+        threshold_low, threshold_high = (median_threshold(smaller / larger) * float(values.quantile(0.5)) for values in (lowest, highest))
+
+    def above(values: Tensor, threshold: float) -> int:
+        count = int((values > threshold).sum())
+        return UNBOUNDED if count == len(sigma) < smaller else count
+
+    return Reading(above(lowest, threshold_high), above(highest, threshold_low))
 
 
-def _share(sigma: Tensor, rank: int, total_energy: float) -> float:
+def energy_share(sigma: Tensor, rank: int, total_energy: float) -> float:
     """Energy of the first terms as a share of all; a zero weight loses nothing."""
     if total_energy == 0.0:
         return 1.0
     return min(1.0, float(sigma[:rank].square().sum()) / total_energy)
+
+
+def _readers(sigma: Tensor, error_bound: Tensor, total_energy: float, rule: RankRule, shape: KronShape) -> dict[str, Callable[[], Reading]]:
+    """What each rule says by itself, when asked."""
+    end = shape.max_rank + 1 if rule.spectrum == "full" else rule.max + 1
+    window = sigma[:end], error_bound[:end]
+    after_the_last = int(len(window[0]) == shape.max_rank < end)  # an exact zero; no ratio can be taken to it
+    ended = [pad(values, (0, after_the_last)) for values in window]
+    return {
+        "energy": partial(energy_reading, sigma, error_bound, total_energy, rule.tau),
+        "gap": partial(gap_reading, *ended),
+        "relative-gap": partial(relative_gap_reading, *window),
+        "chord": partial(chord_reading, *ended),
+        "gavish-donoho": partial(gavish_donoho_reading, sigma, error_bound, shape, rule.noise),
+    }
+
+
+def _decided(readers: Mapping[str, Callable[[], Reading]], rule: RankRule, full_rank: int) -> tuple[int, str]:
+    """The rank, at least 1, and what bounds it."""
+    asked = {"min": ("energy", rule.elbow), "elbow": (rule.elbow,), "fixed": (), "budget": ()}.get(rule.rule, (rule.rule,))
+    readings = {"elbow" if name in ELBOWS else name: readers[name]() for name in asked}
+    wanted, most = rule.value or rule.max, rule.most_terms(full_rank)
+    readings["full-rank" if wanted > full_rank else "fixed" if rule.rule == "fixed" else "max"] = Reading(most, most)
+    rank = max(1, min(reading.low for reading in readings.values()))
+    if rank != max(1, min(reading.high for reading in readings.values())):
+        return rank, "unresolved"
+    return rank, next(name for name, reading in readings.items() if max(1, reading.low) == rank)
+
+
+def _limits(sigma: Tensor, error_bound: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest true values. True values descend, so a neighbour's limit is a limit too."""
+    lowest = (sigma - error_bound).clamp(min=0.0).flip(0).cummax(0).values.flip(0)
+    return lowest, (sigma + error_bound).cummin(0).values
+
+
+def _gaps(lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest sigma_i - sigma_{i+1}."""
+    return (lowest[:-1] - highest[1:]).clamp(min=0.0), highest[:-1] - lowest[1:]
+
+
+def _levels(values: Tensor) -> Tensor:
+    """Mean of the up to LEVEL values after each but the last."""
+    following = pad(values[1:], (0, LEVEL - 1)).unfold(0, LEVEL, 1)  # (k - 1, LEVEL)
+    return following.sum(1) / torch.arange(len(following), 0, -1).clamp(max=LEVEL)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, where nothing of nothing is nothing."""
+    return torch.where(part == 0.0, 0.0, part / whole)
+
+
+def _largest(low: Tensor, high: Tensor) -> Reading:
+    """Every place, counted from 1, whose value may be the largest of all, where each lies between low and high."""
+    candidates = (high >= low.max()).nonzero()
+    return Reading(int(candidates[0]) + 1, int(candidates[-1]) + 1)
+
+
+def _known(reading: Reading) -> int | None:
+    return None if reading.low == UNBOUNDED else reading.low

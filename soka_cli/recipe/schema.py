@@ -25,7 +25,9 @@ RULE_READS = {
     "min": ("tau", "elbow", "max", "spectrum"),
     "energy": ("tau", "max", "spectrum"),
     "elbow": ("elbow", "max", "spectrum"),
+    "gavish-donoho": ("noise", "max", "spectrum"),
     "fixed": ("value", "spectrum"),
+    "budget": ("parameters", "floor", "max", "spectrum"),
 }
 """Which options of the rank section a rule reads, beside `rule`."""
 
@@ -144,13 +146,24 @@ TargetModules = Annotated[list[str] | str, BeforeValidator(modules_named)]
 class RankSection(Section):
     """How many terms each module keeps."""
 
-    rule: Literal["min", "energy", "elbow", "fixed"] = Field(default="min", description="min takes the smallest of energy, elbow and max.")
+    rule: Literal["min", "energy", "elbow", "gavish-donoho", "fixed", "budget"] = Field(
+        default="min", description="min takes the smallest of energy, elbow and max; budget shares one total out over all modules."
+    )
     tau: Fraction = Field(default=0.90, description="Share of the weight's energy that rule energy (and min) keeps.")
-    elbow: Literal["gap"] = Field(default="gap", description="How the elbow of the spectrum is found.")
+    elbow: Literal["gap", "relative-gap", "chord"] = Field(
+        default="gap", description="How the elbow of the spectrum is found: largest drop, largest drop by ratio, farthest from the chord."
+    )
     max: PositiveCount = Field(default=16, description="Most terms a module may keep, in terms.")
     value: PositiveCount | None = Field(default=None, description="Terms a module keeps under rule fixed; the rank of lora and pissa.")
+    noise: Rate | None = Field(
+        default=None, description="Standard deviation of the noise in an entry of the weight, for rule gavish-donoho; null estimates it."
+    )
+    parameters: PositiveCount | None = Field(
+        default=None, description="Parameters of all modules together under rule budget, e.g. 991353 or 0.99M."
+    )
+    floor: Annotated[Count, Field(ge=0)] = Field(default=0, description="Terms that every module keeps first under rule budget, in terms.")
     spectrum: Literal["leading", "full"] = Field(
-        default="leading", description="leading reads the first max+1 singular values, full computes them all."
+        default="leading", description="leading computes the singular values that the rule reads, full computes them all."
     )
 
     @model_validator(mode="after")
@@ -163,6 +176,10 @@ class RankSection(Section):
             )
         if self.rule == "fixed" and self.value is None:
             raise misfit("rule fixed needs value, e.g. {rule: fixed, value: 2}", "rule", "value")
+        if self.rule == "budget" and self.parameters is None:
+            raise misfit("rule budget needs parameters, e.g. {rule: budget, parameters: 991353}", "rule", "parameters")
+        if self.floor > self.max:
+            raise misfit(f"floor {self.floor} is above max {self.max}", "floor", "max")
         return self
 
 

@@ -131,11 +131,14 @@ def outcome(context: StageContext, status: Any) -> Outcome:
         "unresolved": unresolved,
         "stored_as": count(one["stored_as"] for one in modules),
         "warnings": layers["warnings"],
+        "without_terms": layers.get("without_terms", []),
         "kinds": [dict(zip(FIELDS, row, strict=True)) for row in rows[:-1]],
     }
     notes = [f"{totals['parameters']:,} trainable parameters in {totals['components']} terms of {totals['modules']} modules"]
     if status == "already done":
         notes.insert(0, "decompose: nothing to do, the factors of these inputs are there")
+    if without := figures["without_terms"]:
+        notes.append(f"{len(without)} of {len(modules) + len(without)} target modules got no term, and no adapter")
     if unresolved:
         notes.append(f"{len(unresolved)} ranks hang on singular values closer than their error bounds; the smaller was taken")
     notes += [*source_notes(figures["stored_as"]), *(f"warning: {warning}" for warning in figures["warnings"])]

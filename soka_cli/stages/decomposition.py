@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from soka_cli.adapter.factors import write_factors
 from soka_cli.adapter.methods import peft_config
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron import Decomposition, KronFactors, decompose_weight, module_seed
+from soka_cli.kron import Decomposition, KronFactors, RankRule, decompose_weight, module_seed
 from soka_cli.run.reporter import ProgressTask
 from soka_cli.run.write import atomic_folder, write_json
+from soka_cli.stages.allocation import allocated
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.launch import Worker, share_out
 from soka_cli.stages.matrices import Matrix, read_ahead, weight_matrices
@@ -34,6 +35,9 @@ def decompose_modules(context: StageContext, plan: Plan, device: str, worker: Wo
     kept = [work for work in plan.works if is_kept(context, files, work)]
     if kept:
         context.reporter.say(f"decompose: {len(kept)} of {len(plan.works)} modules are there from a run that was stopped")
+    rule = rank_rule(context)
+    if rule.reads_all and rule.spectrum != "full":
+        context.reporter.say("rule gavish-donoho without rank.noise reads the median singular value: all of each weight's are computed")
     go()
     with context.reporter.task("decompose", total=len(plan.works), unit="modules") as task:
         progress = Progress(task, plan.works, kept)
@@ -42,7 +46,13 @@ def decompose_modules(context: StageContext, plan: Plan, device: str, worker: Wo
             if worker.count > 1:
                 progress.count(files.among(plan.works))
         await_others(context, plan, files, device, progress)
-    write_results(context, plan, [read_back(context, files, work, device) for work in plan.works])
+    write_results(context, plan, allocated(rule, [read_back(context, files, work, device) for work in plan.works]))
+
+
+def rank_rule(context: StageContext) -> RankRule:
+    config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
+    rule: RankRule = config.rank_rule
+    return rule
 
 
 def help_decompose(context: StageContext, plan: Plan, device: str, worker: Worker) -> None:
@@ -145,7 +155,7 @@ def part_of(context: StageContext, work: Work, matrix: Matrix, device: str) -> P
             exit_code=ExitCode.ENVIRONMENT,
         ) from None
     factors = KronFactors(*(tensor.cpu() for tensor in (found.factors.left, found.factors.right, found.factors.sigma)))
-    return Part(factors, found.spectrum.cpu().double(), record_of(work, found), matrix.digest)
+    return Part(factors, found.spectrum.cpu().double(), found.error_bound.cpu().double(), record_of(work, found), matrix.digest)
 
 
 def record_of(work: Work, found: Decomposition) -> dict[str, Any]:
@@ -163,7 +173,9 @@ def record_of(work: Work, found: Decomposition) -> dict[str, Any]:
         "rank_energy": choice.rank_energy,
         "rank_elbow": choice.rank_elbow,
         "rank_bound_by": choice.bound_by,
+        "ranks": dict(choice.ranks),
         "energy_kept": choice.energy_kept,
+        "energy_computed": choice.energy_computed,
         "total_energy": found.total_energy,
         "relative_error": found.relative_error,
         "sigma_error_bound": found.sigma_error_bound,
@@ -174,19 +186,26 @@ def record_of(work: Work, found: Decomposition) -> dict[str, Any]:
 
 
 def write_results(context: StageContext, plan: Plan, parts: list[Part]) -> None:
-    """decompose/ whole: factors, spectra, layers.json."""
+    """decompose/ whole: factors, spectra, layers.json. A module without terms has a spectrum, and its name in layers.json."""
     section = context.recipe.model
     parts_by_name = {part.record["name"]: part for part in parts}
+    with_terms = {name: part for name, part in parts_by_name.items() if part.factors.rank}
     with atomic_folder(context.layout.decompose) as folder:
         write_factors(
             folder / context.layout.factors.name,
-            {name: part.factors for name, part in parts_by_name.items()},
+            {name: part.factors for name, part in with_terms.items()},
             {name: part.digest for name, part in parts_by_name.items()},
             base=section.name if section.revision is None else f"{section.name}@{section.revision}",
         )
         save_file({name: part.spectrum for name, part in parts_by_name.items()}, folder / context.layout.spectra.name)
-        records = [part.record for part in parts]
-        write_json(folder / context.layout.layers.name, {"modules": records, "totals": totals(records), "warnings": list(plan.warnings)})
+        records = [part.record for part in with_terms.values()]
+        layers = {
+            "modules": records,
+            "totals": totals(records),
+            "without_terms": [name for name in parts_by_name if name not in with_terms],
+            "warnings": list(plan.warnings),
+        }
+        write_json(folder / context.layout.layers.name, layers)
 
 
 def totals(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

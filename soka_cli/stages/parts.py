@@ -18,16 +18,18 @@ from soka_cli.stages.work import Work
 
 @dataclass(frozen=True)
 class Part:
-    """One finished module: its terms, its spectrum, its row of layers.json, and the digest of the weight that they belong to."""
+    """One finished module: its terms, its spectrum with the values' error bounds, its row of layers.json, and the digest of the weight
+    that they belong to."""
 
     factors: KronFactors
     spectrum: Tensor
+    error_bound: Tensor
     record: dict[str, Any]
     digest: str
 
     def tensors(self) -> dict[str, Tensor]:
         named = {"U": self.factors.left, "V": self.factors.right, "sigma": self.factors.sigma, "spectrum": self.spectrum}
-        return {name: tensor.contiguous() for name, tensor in named.items()}
+        return {name: tensor.contiguous() for name, tensor in (named | {"error_bound": self.error_bound}).items()}
 
     def sha256(self, key: str) -> str:
         """Of all that the file holds, in hex."""
@@ -72,7 +74,8 @@ class PartFiles:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 factors = KronFactors(*(file.get_tensor(name) for name in ("U", "V", "sigma")))
-                part = Part(factors, file.get_tensor("spectrum"), json.loads(metadata["record"]), metadata["digest"])
+                spectrum, error_bound = (file.get_tensor(name) for name in ("spectrum", "error_bound"))
+                part = Part(factors, spectrum, error_bound, json.loads(metadata["record"]), metadata["digest"])
             intact = metadata["key"] == key and metadata["sha256"] == part.sha256(key)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path.name}: {type(error).__name__}: {error}") from error

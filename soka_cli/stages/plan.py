@@ -9,13 +9,14 @@ from typing import Any
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron.shape import KronShape
 from soka_cli.recipe.places import shown
+from soka_cli.recipe.schema import AdapterSection
 from soka_cli.run.write import write_json
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import Dimensions, dimensions, unmatched
 from soka_cli.stages.length import Length, length
 from soka_cli.stages.memory import Memory, estimate
 from soka_cli.stages.outcome import Cell, Outcome, Table
-from soka_cli.stages.sizes import PlannedModule, adapter_sizes, planned_modules
+from soka_cli.stages.sizes import PlannedModule, adapter_sizes, adapter_totals, budget_left, planned_modules
 
 SCHEMA_VERSION = 1
 WORDS = {
@@ -32,14 +33,16 @@ WORDS = {
 def plan(context: StageContext) -> Outcome:
     """Say what the recipe costs, and write plan.json: the fields of `figures`, below.
 
-    `from` is with every module at its smallest rank, `to` at its largest; they are equal unless a rule reads the spectrum.
+    `from` is with every module at its smallest rank, `to` at its largest; they are equal unless a rule reads the spectrum. Under
+    rule budget the totals are what the budget comes to, and the memory is that of an even spread.
 
         schema_version
         model       name, source, parameters
         method
         kinds       per module type and size: kind, modules, out_features, in_features, shape {m, n, p, q} or null,
                     term_parameters, rank, parameters, lora_parameters, each of these three {from, to}
-        totals      modules, components, parameters, lora_parameters, the last three {from, to}
+        totals      modules, components, parameters, lora_parameters, the last three {from, to}; for method soka lora_within, LoRA
+                    of no more parameters: those of a_rank over all modules, the rank {from, to}
         training    rows, steps, tokens (null where not known), tokens_at_most, sampled
         memory      {from, to}: bytes of weights, adapter, gradients, optimizer, activations, logits, total
 
@@ -68,7 +71,7 @@ def plan(context: StageContext) -> Outcome:
         run=context.layout.root,
         figures=figures,
         tables=(*modules_table(context, figures), memory_table(figures["memory"])),
-        notes=tuple(notes(context, base, figures, steps)),
+        notes=tuple(notes(context, base, modules, figures, steps)),
         next_commands=(run_command(context),),
     )
 
@@ -131,15 +134,17 @@ def totals(context: StageContext, base: Dimensions, modules: Sequence[PlannedMod
     if context.recipe.adapter.method == "full":
         nothing = span(0, 0)
         return {"modules": 0, "components": nothing, "parameters": span(base.parameters, base.parameters), "lora_parameters": nothing}
-    least, most = (adapter_sizes(context.recipe.adapter, modules, most=most) for most in (False, True))
-    return {
+    counts = adapter_totals(context.recipe.adapter, modules)
+    found: dict[str, Any] = {
         "modules": len(modules),
-        "components": span(least.components, most.components),
-        "parameters": span(least.trained, most.trained),
-        "lora_parameters": span(
-            sum(one.lora_parameters(one.least) for one in modules), sum(one.lora_parameters(one.most) for one in modules)
-        ),
+        "components": span(*counts.components),
+        "parameters": span(*counts.parameters),
+        "lora_parameters": span(*counts.lora_parameters),
     }
+    if context.recipe.adapter.method == "soka":
+        a_rank = sum(one.lora_parameters(1) for one in modules)
+        found["lora_within"] = {"a_rank": a_rank, "rank": span(*(parameters // a_rank for parameters in counts.parameters))}
+    return found
 
 
 def memory_figures(context: StageContext, base: Dimensions, modules: Sequence[PlannedModule]) -> dict[str, Any]:
@@ -196,16 +201,39 @@ def memory_table(memory: dict[str, Any]) -> Table:
     return Table("Memory of one training step, estimated", ("held in memory", *columns), rows)
 
 
-def notes(context: StageContext, base: Dimensions, figures: dict[str, Any], steps: Length) -> list[str]:
+def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModule], figures: dict[str, Any], steps: Length) -> list[str]:
     trained = figures["totals"]["parameters"]
     share = " to ".join(f"{100 * value / base.parameters:.2g}%" for value in dict.fromkeys(trained.values()))
     found = [f"{context.recipe.model.name}: {base.parameters:,} parameters, of which {share} trained (sizes: {base.source})"]
     if figures["kinds"]:
         missed = unmatched(context.recipe.adapter.target_modules, [one.name for one in base.targets])
         found += [f"{name} in target_modules matches nothing" for name in missed]
-    if trained["from"] != trained["to"]:
-        found.append(f"rule {context.recipe.adapter.rank.rule} reads the spectra: decompose tells the number of terms")
+    adapter = context.recipe.adapter
+    if adapter.method == "soka" and adapter.rank.rule == "budget":
+        found.append(budget_note(adapter, modules, trained))
+    elif trained["from"] != trained["to"]:
+        found.append(f"rule {adapter.rank.rule} reads the spectra: decompose tells the number of terms")
+    if "lora_within" in figures["totals"]:
+        found.append(lora_note(**figures["totals"]["lora_within"]))
     return [*found, length_note(context, steps)]
+
+
+def budget_note(adapter: AdapterSection, modules: Sequence[PlannedModule], trained: dict[str, int]) -> str:
+    """How much of the budget is spent, and where."""
+    spent = (
+        f"rule budget spends {' to '.join(f'{value:,}' for value in dict.fromkeys(trained.values()))} of {adapter.rank.parameters or 0:,}"
+    )
+    if budget_left(adapter, modules) is None:
+        return f"{spent} parameters: every module gets all the terms that max {adapter.rank.max} and its shape leave room for"
+    return f"{spent} parameters; the spectra tell in which modules, and the memory is that of an even spread"
+
+
+def lora_note(a_rank: int, rank: dict[str, int]) -> str:
+    """LoRA on the same modules with no more parameters."""
+    fitting = [f"rank {value} ({value * a_rank:,})" for value in dict.fromkeys(rank.values()) if value]
+    if not fitting:
+        return f"LoRA of no more parameters on these modules: none, rank 1 takes {a_rank:,}"
+    return f"LoRA of no more parameters on these modules: {' to '.join(fitting)}"
 
 
 def length_note(context: StageContext, steps: Length) -> str:

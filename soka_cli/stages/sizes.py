@@ -6,19 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.kron.rank import RankRule
 from soka_cli.kron.shape import KronShape, choose_shape
 from soka_cli.recipe.schema import AdapterSection
+from soka_cli.stages.allocation import spread_evenly
 from soka_cli.stages.dimensions import LinearModule
 
 
 @dataclass(frozen=True)
 class PlannedModule:
-    """One module that the adapter is put on; `shape` is None where the method knows none. Ranks are the least and the most."""
+    """One module that the adapter is put on; `shape` is None where the method knows none. Ranks are the least and the most;
+    `even` is the one that it has where a budget is spread evenly, None under other rules."""
 
     module: LinearModule
     shape: KronShape | None
     least: int
     most: int
+    even: int | None = None
 
     @property
     def term_parameters(self) -> int:
@@ -51,14 +55,18 @@ def planned_modules(section: AdapterSection, targets: Sequence[LinearModule]) ->
     """Shape and range of ranks of every target. None for method full, which has no adapter.
 
     Raises:
-        SokaError: exit 2 where a shape does not divide a weight, naming the module and the nearest sizes that do.
+        SokaError: exit 2 where a shape does not divide a weight, naming the module and the nearest sizes that do, or where a
+            budget is too small, naming the least that works.
     """
     if section.method == "full":
         return []
     if section.method != "soka":
         rank = section.rank.value or 1
         return [PlannedModule(module, None, rank, rank) for module in targets]
-    return [planned(section, module, shape_of(section, module)) for module in targets]
+    shapes = {module.name: shape_of(section, module) for module in targets}
+    if section.rank.rule == "budget":
+        return budgeted(section, targets, shapes)
+    return [planned(section, module, shapes[module.name]) for module in targets]
 
 
 def planned(section: AdapterSection, module: LinearModule, shape: KronShape) -> PlannedModule:
@@ -68,6 +76,20 @@ def planned(section: AdapterSection, module: LinearModule, shape: KronShape) -> 
         fixed = min(rank.value or 1, shape.max_rank)
         return PlannedModule(module, shape, fixed, fixed)
     return PlannedModule(module, shape, 1, min(rank.max, shape.max_rank))
+
+
+def budgeted(section: AdapterSection, targets: Sequence[LinearModule], shapes: Mapping[str, KronShape]) -> list[PlannedModule]:
+    """A budget may keep from `floor` terms in a module to `max`, and to what is left when the others have their floors."""
+    rule = RankRule.from_mapping(section.rank.model_dump(exclude_none=True))
+    even = spread_evenly(rule, shapes)
+    floors = {name: min(rule.floor, shape.max_rank) for name, shape in shapes.items()}
+    spare = (rule.parameters or 0) - sum(shape.parameters(floors[name]) for name, shape in shapes.items())
+    found = []
+    for module in targets:
+        shape, floor = shapes[module.name], floors[module.name]
+        most = min(rule.most_terms(shape.max_rank), floor + spare // shape.term_parameters)
+        found.append(PlannedModule(module, shape, floor, most, even[module.name].rank))
+    return found
 
 
 def shape_of(section: AdapterSection, module: LinearModule) -> KronShape:
@@ -96,8 +118,9 @@ def plain(choice: Any) -> Any:
 
 
 def adapter_sizes(section: AdapterSection, modules: Sequence[PlannedModule], *, most: bool) -> AdapterSizes:
-    """The adapter's counts with every module at its largest rank (`most`), or at its smallest."""
-    ranks = tuple((one, one.most if most else one.least) for one in modules)
+    """The adapter's counts with every module at its largest rank (`most`), or at its smallest; of a budget, spread evenly, which
+    keeps the most activations."""
+    ranks = tuple((one, one.even if one.even is not None else one.most if most else one.least) for one in modules)
     trained = sum(one.term_parameters * rank for one, rank in ranks)
     return AdapterSizes(
         trained=trained,
@@ -105,3 +128,46 @@ def adapter_sizes(section: AdapterSection, modules: Sequence[PlannedModule], *, 
         components=sum(rank for _, rank in ranks),
         ranks=ranks,
     )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The least and the most of each count over all modules."""
+
+    components: tuple[int, int]
+    parameters: tuple[int, int]
+    lora_parameters: tuple[int, int]  # LoRA at the same ranks
+
+
+def adapter_totals(section: AdapterSection, modules: Sequence[PlannedModule]) -> Totals:
+    """Every module at its least and at its most; of a budget, what it comes to whatever the spectra are."""
+    least, most = (adapter_sizes(section, modules, most=most) for most in (False, True))
+    if section.method == "soka" and section.rank.rule == "budget" and (unspent := budget_left(section, modules)) is not None:
+        budget = section.rank.parameters or 0
+        costs = sorted(one.term_parameters for one in modules)
+        rows = sorted(one.lora_parameters(1) for one in modules)
+        spent = (budget - unspent, budget) if costs[0] < costs[-1] else (least.trained, most.trained)
+        components = (-(-spent[0] // costs[-1]), spent[1] // costs[0])
+        return Totals(components, spent, (components[0] * rows[0], components[1] * rows[-1]))
+    return Totals(
+        (least.components, most.components),
+        (least.trained, most.trained),
+        (_lora_parameters(least), _lora_parameters(most)),
+    )
+
+
+def budget_left(section: AdapterSection, modules: Sequence[PlannedModule]) -> int | None:
+    """The most parameters of a budget that can stay unspent while `max` leaves room for more; None where it leaves none.
+
+    It is less than the cheapest term that is left. Where the modules whose terms cost up to c would take more than the total, one of
+    their terms is left, so less than c stays unspent.
+    """
+    room = [(one.term_parameters, one.least, min(section.rank.max, one.shape.max_rank)) for one in modules if one.shape]
+    for cost in sorted({cost for cost, _, _ in room}):
+        if sum(each * (most if each <= cost else least) for each, least, most in room) > (section.rank.parameters or 0):
+            return cost - 1
+    return None
+
+
+def _lora_parameters(sizes: AdapterSizes) -> int:
+    return sum(one.lora_parameters(rank) for one, rank in sizes.ranks)

@@ -14,6 +14,7 @@ from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.skeleton import Target, refuse_tied, skeleton, targets, tied_linear
 from soka_cli.models.weights import StoredWeight, stored_weights
 from soka_cli.run.digest import json_digest
+from soka_cli.stages.allocation import spread_evenly
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import unmatched
 
@@ -56,8 +57,11 @@ def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any
     refuse_tied(found.values())
     stored = stored_weights(model, checkpoint, list(found.values()))
     keys = {name: json_digest({"soka": __version__, "inputs": inputs, "module": name}) for name in found}
-    works = (Work(stored[name], shape_of(context, target), keys[name]) for name, target in found.items())
-    return Plan(tuple(works), tuple(warnings(context, model, found)))
+    works = tuple(Work(stored[name], shape_of(context, target), keys[name]) for name, target in found.items())
+    config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
+    if config.rank_rule.rule == "budget":
+        spread_evenly(config.rank_rule, {work.name: work.shape for work in works})  # refuses a total that is too small
+    return Plan(works, tuple(warnings(context, model, found)))
 
 
 def shape_of(context: StageContext, target: Target) -> KronShape:

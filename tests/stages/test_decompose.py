@@ -25,7 +25,7 @@ from tests.builders import gsm8k_file, recipe_mapping, tiny_model, tiny_model_fo
 
 Contexts = Callable[..., StageContext]
 MODULE = {"name", "out_features", "in_features", "m", "n", "p", "q", "rank", "rank_energy", "rank_elbow", "rank_bound_by", "energy_kept"}
-MODULE |= {"total_energy", "relative_error", "sigma_error_bound", "parameters", "seconds", "stored_as"}
+MODULE |= {"total_energy", "relative_error", "sigma_error_bound", "parameters", "seconds", "ranks", "energy_computed", "stored_as"}
 
 
 @pytest.fixture(scope="module")
