@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soka_cli.kron import RankChoice, RankRule, choose_rank
+from soka_cli.kron import KronShape, RankChoice, RankRule, choose_rank
 
 
 def choose(
@@ -11,7 +11,8 @@ def choose(
 ) -> RankChoice:
     values = torch.tensor(sigma, dtype=torch.float64)
     total = float(values.square().sum()) if energy is None else energy
-    return choose_rank(values, torch.full_like(values, bound), total, rule, full_rank or len(sigma))
+    side = full_rank or len(sigma)  # of R(W), square
+    return choose_rank(values, torch.full_like(values, bound), total, rule, KronShape(side, 1, side, 1))
 
 
 def test_a_convex_spectrum_has_its_gap_elbow_at_one() -> None:
@@ -100,13 +101,13 @@ def test_a_zero_spectrum_keeps_one_term_and_loses_nothing() -> None:
 def test_a_recipes_mapping_makes_the_rule() -> None:
     assert RankRule.from_mapping({"rule": "fixed", "value": 4}) == RankRule("fixed", value=4)
     assert RankRule.from_mapping({"rule": "min", "tau": 0.9, "elbow": "gap", "max": 16}) == RankRule()
-    with pytest.raises(ValueError, match=r"rank has no parameters; it has rule, tau, elbow, max, value, spectrum"):
-        RankRule.from_mapping({"rule": "fixed", "parameters": 3})
+    with pytest.raises(ValueError, match=r"rank has no terms; it has rule, tau, elbow, max, value, noise, parameters, floor, spectrum"):
+        RankRule.from_mapping({"rule": "fixed", "terms": 3})
 
 
 @pytest.mark.parametrize(
     "mapping",
-    [{"rule": "budget"}, {"elbow": "chord"}, {"spectrum": "some"}, {"tau": 0.0}, {"tau": 1.1}, {"max": 0}, {"rule": "fixed"}, {"value": 3}],
+    [{"rule": "budget"}, {"elbow": "knee"}, {"spectrum": "some"}, {"tau": 0.0}, {"tau": 1.1}, {"max": 0}, {"rule": "fixed"}, {"value": 3}],
 )
 def test_values_that_mean_nothing_are_refused(mapping: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"rank\."):

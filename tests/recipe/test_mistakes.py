@@ -23,11 +23,15 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
         "method: dora",
         [(4, "dora is not available; did you mean lora? available: soka, lora")],
     ),
-    "a rule that is not there yet": ("rule: fixed, value: 2", "rule: gavish-donoho", [(6, "available: min, energy, elbow, fixed")]),
-    "an elbow that is not there yet": (
+    "a rule that there is not": (
         "rule: fixed, value: 2",
-        "rule: elbow, elbow: chord",
-        [(6, "chord is not available; available: gap")],
+        "rule: threshold",
+        [(6, "available: min, energy, elbow, gavish-donoho, fixed, budget")],
+    ),
+    "an elbow that there is not": (
+        "rule: fixed, value: 2",
+        "rule: elbow, elbow: knee",
+        [(6, "knee is not available; available: gap, relative-gap, chord")],
     ),
     "a shape that is not there yet": (
         "  method: soka",

@@ -19,6 +19,7 @@ from soka_cli.stages.plan import plan
 from tests import builders
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
+PAPERS_RULE = "adapter.rank={rule: min, tau: 0.90, elbow: gap, max: 16}"
 SEVEN = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
 
 
@@ -39,13 +40,21 @@ def test_a_packaged_recipe_is_planned_without_weights_or_network(recipe: str, tm
         ("q_proj", 32, 8193),
         ("v_proj", 32, 8193),
     ]
+    assert figures["totals"]["parameters"] == {"from": 991_353, "to": 991_353}
+    assert figures["totals"]["components"] == {"from": 121, "to": 121}
+
+
+def test_the_papers_rule_gives_a_range_from_one_term_to_max(tmp_path: Path) -> None:
+    figures = planned(tmp_path, "gsm8k", PAPERS_RULE)
     assert figures["totals"]["parameters"] == {"from": 64 * 8193, "to": 64 * 16 * 8193}
 
 
 def test_the_papers_size_is_121_terms(tmp_path: Path) -> None:
-    """57 modules of two terms and 7 of one: 991,353."""
+    """57 modules of two terms and 7 of one: 991,353; 0.99M is one term less."""
     term = planned(tmp_path, "gsm8k")["kinds"][0]["term_parameters"]
     assert (57 * 2 + 7) * term == 991_353
+    rounded = planned(tmp_path, "gsm8k", "adapter.rank.parameters=0.99M")
+    assert rounded["totals"]["parameters"] == {"from": 120 * term, "to": 120 * term}
 
 
 def test_lora_on_queries_and_values_at_rank_2(tmp_path: Path) -> None:
@@ -70,7 +79,7 @@ def test_one_term_on_all_seven_projections(tmp_path: Path) -> None:
 
 
 def test_a_low_rank_shape_has_room_for_few_terms_in_a_narrow_module(tmp_path: Path) -> None:
-    figures = planned(tmp_path, "gsm8k", "adapter.shape={m: 1, n: 4}")
+    figures = planned(tmp_path, "gsm8k", PAPERS_RULE, "adapter.shape={m: 1, n: 4}")
     assert figures["kinds"][0]["rank"] == {"from": 1, "to": 4}
 
 
@@ -89,7 +98,7 @@ def test_full_training_counts_the_whole_model_and_has_no_components(tmp_path: Pa
 
 
 def test_the_memory_parts_are_counts_times_bytes(tmp_path: Path) -> None:
-    memory = planned(tmp_path, "gsm8k")["memory"]
+    memory = planned(tmp_path, "gsm8k", PAPERS_RULE)["memory"]
     trained = 64 * 16 * 8193
     assert memory["to"]["weights"] == 2 * 6_738_415_616
     assert memory["to"]["adapter"] == 4 * 2 * trained
