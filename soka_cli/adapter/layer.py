@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from soka_cli.adapter.config import SokaConfig
-from soka_cli.kron import KronFactors, KronShape, KronSum, RankRule, decompose_weight, kron_dense, kron_linear, module_seed
+from soka_cli.adapter.start import make_start
+from soka_cli.kron import KronFactors, KronShape, KronSum, balanced, kron_dense, kron_linear, most_terms
+from soka_cli.recipe.schema import DATA_INITS
 
 TRAINED = ("soka_U", "soka_V", "soka_sigma")
 START = ("soka_start_U", "soka_start_V", "soka_start_sigma")
@@ -64,18 +66,18 @@ class SokaLayer(BaseTunerLayer):
         under `inference_mode` and over a weight without values, they are zeros of the right shape and nothing is decomposed.
 
         Raises:
-            ValueError: sizes that do not divide, a rank the shape has no room for, a weight that is not finite; names the module.
+            ValueError: sizes that do not divide, a weight that is not finite, an init that needs data; names the module.
         """
-        shape = config.shape_of(module_name, self.out_features, self.in_features)
-        rank = config.rank_of(module_name)
-        rule = config.rank_rule if rank is None else RankRule.from_mapping({"rule": "fixed", "value": rank})
+        # PEFT makes a loaded config trainable again before the adapter's values are there
+        values_follow = values_follow or config.inference_mode or (config.saved and config.init in DATA_INITS)
         with torch.no_grad(), align_module_device(self.get_base_layer()):
             device = self._weight_device()
-            if values_follow or config.inference_mode or device.type == "meta":
-                start = _blank(shape, _room(rule, shape), device)
+            if values_follow or device.type == "meta":
+                shape = config.shape_of(module_name, self.out_features, self.in_features) or balanced(self.out_features, self.in_features)
+                start = _blank(shape, most_terms(config.rule_of(module_name), shape.max_rank), device)
             else:
-                start = self._decompose(shape, rule, module_seed(config.seed, module_name), module_name)
-                config.record(module_name, shape, start.rank)
+                start = self._made(config, module_name)
+                config.record(module_name, start.shape, start.rank)
             self.set_factors(adapter_name, *((start, start) if config.init_weights else _apart(start)))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -92,13 +94,12 @@ class SokaLayer(BaseTunerLayer):
             self.get_base_layer().state_dict()
         return super().get_base_weight()
 
-    def _decompose(self, shape: KronShape, rule: RankRule, seed: int, module_name: str) -> KronFactors:
+    def _made(self, config: SokaConfig, module_name: str) -> KronFactors:
         weight = self.get_base_weight() if self._pristine is None else self._pristine
         try:
-            factors = decompose_weight(transpose(weight, self.fan_in_fan_out).float(), shape, rule, seed=seed).factors
+            return make_start(transpose(weight, self.fan_in_fan_out).float(), config, module_name).factors
         except ValueError as error:
             raise ValueError(f"{module_name}: {error}") from error
-        return factors
 
     def set_factors(self, adapter_name: str, start: KronFactors, present: KronFactors | None = None) -> None:
         """Give the adapter its start, and its present terms (default: the start)."""
@@ -262,12 +263,6 @@ def layer_sizes(base: nn.Module) -> tuple[int, int]:
         if hasattr(base, outputs) and hasattr(base, inputs):
             return getattr(base, outputs), getattr(base, inputs)
     raise ValueError(f"{type(base).__name__} does not say its input and output sizes")
-
-
-def _room(rule: RankRule, shape: KronShape) -> int:
-    """Terms to make room for where no spectrum is read."""
-    wanted = rule.value if rule.rule == "fixed" and rule.value is not None else rule.max
-    return min(wanted, shape.max_rank)
 
 
 def _blank(shape: KronShape, rank: int, device: torch.device) -> KronFactors:

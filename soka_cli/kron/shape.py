@@ -114,14 +114,18 @@ def _nearest(sizes: Iterable[int], wanted: int) -> str:
     return " and ".join(str(size) for size in below + above)
 
 
-def choose_shape(choice: str | Mapping[str, Any], out_features: int, in_features: int) -> KronShape:
+def choose_shape(choice: str | Mapping[str, Any], out_features: int, in_features: int) -> KronShape | None:
     """The shape that a recipe's value asks for: "balanced", {"block": 64} or {"m": 64, "n": 64}.
+
+    None for "search", which has to see the matrix (`search_shape`).
 
     Raises:
         ValueError: another value, or sizes that do not divide.
     """
     if choice == "balanced":
         return balanced(out_features, in_features)
+    if choice == "search":
+        return None
     if isinstance(choice, Mapping):
         sizes = dict(choice)
         if all(isinstance(size, int) and not isinstance(size, bool) for size in sizes.values()):
@@ -129,4 +133,4 @@ def choose_shape(choice: str | Mapping[str, Any], out_features: int, in_features
                 return blocked(out_features, in_features, sizes["block"])
             if sizes.keys() == {"m", "n"}:
                 return explicit(out_features, in_features, sizes["m"], sizes["n"])
-    raise ValueError(f"shape {choice!r} is none of: balanced, {{block: 64}}, {{m: 64, n: 64}}")
+    raise ValueError(f"shape {choice!r} is none of: balanced, search, {{block: 64}}, {{m: 64, n: 64}}")

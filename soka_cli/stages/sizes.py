@@ -1,4 +1,4 @@
-"""How many parameters an adapter has on a base model: module by module, and for ranks not known yet, as a range."""
+"""How many parameters an adapter has on a base model: module by module, and for ranks and shapes not known yet, as a range."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,28 +6,62 @@ from dataclasses import dataclass
 from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron.shape import KronShape, choose_shape
+from soka_cli.kron import KronShape, RankRule, affordable, choose_shape, most_terms, search_budget
 from soka_cli.recipe.schema import AdapterSection
 from soka_cli.stages.dimensions import LinearModule
 
 
 @dataclass(frozen=True)
-class PlannedModule:
-    """One module that the adapter is put on; `shape` is None where the method knows none. Ranks are the least and the most."""
+class Terms:
+    """What one module may get: `rank` terms of a shape; None where the method knows no shapes."""
 
     module: LinearModule
     shape: KronShape | None
-    least: int
-    most: int
+    rank: int
 
     @property
-    def term_parameters(self) -> int:
-        """Parameters of one term (SoKA), or of one rank (LoRA)."""
-        return self.shape.term_parameters if self.shape else self.lora_parameters(1)
+    def parameters(self) -> int:
+        return self.shape.parameters(self.rank) if self.shape else lora_parameters(self.module, self.rank)
 
-    def lora_parameters(self, rank: int) -> int:
-        """What LoRA trains here at this rank: r (out + in)."""
-        return rank * (self.module.out_features + self.module.in_features)
+
+@dataclass(frozen=True)
+class PlannedModule:
+    """One module that the adapter is put on, with all that it may get, by number of parameters.
+
+    There is one choice where shape and rank are settled, two (fewest and most terms) where a rule reads the spectrum, and as
+    many for each shape where the shape is searched.
+    """
+
+    module: LinearModule
+    choices: tuple[Terms, ...]
+
+    @property
+    def shape(self) -> KronShape | None:
+        """The factors' sizes; None where the method knows none, or the search decides."""
+        return self.choices[0].shape if self.searched == 1 else None
+
+    @property
+    def searched(self) -> int:
+        """How many shapes are compared."""
+        return len({one.shape for one in self.choices})
+
+    @property
+    def term_parameters(self) -> int | None:
+        """Parameters of one term (SoKA), or of one rank (LoRA); None where the search decides."""
+        return Terms(self.module, self.shape, 1).parameters if self.searched == 1 else None
+
+    @property
+    def least(self) -> int:
+        return min(one.rank for one in self.choices)
+
+    @property
+    def most(self) -> int:
+        return max(one.rank for one in self.choices)
+
+
+def lora_parameters(module: LinearModule, rank: int) -> int:
+    """What LoRA trains at this rank: r (out + in)."""
+    return rank * (module.out_features + module.in_features)
 
 
 @dataclass(frozen=True)
@@ -38,17 +72,17 @@ class AdapterSizes:
         trained: trained parameters.
         kept: values kept beside them: theta0 (SoKA), the start (PiSSA).
         components: terms (SoKA) or ranks (LoRA) in all.
-        ranks: each adapted module with its terms or rank.
+        terms: what each adapted module gets.
     """
 
     trained: int
     kept: int
     components: int
-    ranks: tuple[tuple[PlannedModule, int], ...]
+    terms: tuple[Terms, ...]
 
 
 def planned_modules(section: AdapterSection, targets: Sequence[LinearModule]) -> list[PlannedModule]:
-    """Shape and range of ranks of every target. None for method full, which has no adapter.
+    """What every target may get. Empty for method full, which has no adapter.
 
     Raises:
         SokaError: exit 2 where a shape does not divide a weight, naming the module and the nearest sizes that do.
@@ -56,22 +90,34 @@ def planned_modules(section: AdapterSection, targets: Sequence[LinearModule]) ->
     if section.method == "full":
         return []
     if section.method != "soka":
-        rank = section.rank.value or 1
-        return [PlannedModule(module, None, rank, rank) for module in targets]
-    return [planned(section, module, shape_of(section, module)) for module in targets]
+        return [PlannedModule(module, (Terms(module, None, section.rank.value or 1),)) for module in targets]
+    return [PlannedModule(module, choices(section, module)) for module in targets]
 
 
-def planned(section: AdapterSection, module: LinearModule, shape: KronShape) -> PlannedModule:
-    """A rule that reads the spectrum may keep 1 to max terms; no shape has room for more than its max_rank."""
-    rank = section.rank
-    if rank.rule == "fixed":
-        fixed = min(rank.value or 1, shape.max_rank)
-        return PlannedModule(module, shape, fixed, fixed)
-    return PlannedModule(module, shape, 1, min(rank.max, shape.max_rank))
+def choices(section: AdapterSection, module: LinearModule) -> tuple[Terms, ...]:
+    """All that the module may get, by number of parameters.
+
+    A rule that reads the spectrum may keep 1 to max terms; no shape has room for more than its max_rank.
+
+    A search takes any of the shapes that its budget pays for, with at most as many terms as it pays for.
+    """
+    rule = RankRule.from_mapping(section.rank.model_dump(exclude_none=True))
+    shape = shape_of(section, module)
+    if shape is not None:
+        found = [Terms(module, shape, most_terms(rule, shape.max_rank))]
+    else:
+        size = module.out_features, module.in_features
+        found = [Terms(module, one, terms) for one, terms in affordable(*size, search_budget(rule, *size))]
+    if rule.rule != "fixed":
+        found = list(dict.fromkeys([*(Terms(module, one.shape, 1) for one in found), *found]))
+    return tuple(sorted(found, key=lambda one: one.parameters))
 
 
-def shape_of(section: AdapterSection, module: LinearModule) -> KronShape:
-    """The module's factor sizes: `shape_pattern` by full name, then by the first pattern that its end matches, then `shape`."""
+def shape_of(section: AdapterSection, module: LinearModule) -> KronShape | None:
+    """The module's factor sizes: `shape_pattern` by full name, then by the first pattern that its end matches, then `shape`.
+
+    None where they are to be searched.
+    """
     choice = plain(pattern_choice(section.shape_pattern, module.name) or section.shape)
     try:
         return choose_shape(choice, module.out_features, module.in_features)
@@ -96,12 +142,12 @@ def plain(choice: Any) -> Any:
 
 
 def adapter_sizes(section: AdapterSection, modules: Sequence[PlannedModule], *, most: bool) -> AdapterSizes:
-    """The adapter's counts with every module at its largest rank (`most`), or at its smallest."""
-    ranks = tuple((one, one.most if most else one.least) for one in modules)
-    trained = sum(one.term_parameters * rank for one, rank in ranks)
+    """The adapter's counts with every module at its largest (`most`), or at its smallest."""
+    terms = tuple(one.choices[-1 if most else 0] for one in modules)
+    trained = sum(one.parameters for one in terms)
     return AdapterSizes(
         trained=trained,
         kept=trained if section.method in ("soka", "pissa") else 0,
-        components=sum(rank for _, rank in ranks),
-        ranks=ranks,
+        components=sum(one.most if most else one.least for one in modules),
+        terms=terms,
     )

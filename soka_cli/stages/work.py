@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from soka_cli import __version__
 from soka_cli.adapter.methods import peft_config
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron import KronShape
 from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.skeleton import Target, refuse_tied, skeleton, targets, tied_linear
 from soka_cli.models.weights import StoredWeight, stored_weights
@@ -20,10 +19,9 @@ from soka_cli.stages.dimensions import unmatched
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done for one module: where its weight lies, how it is split, and the key of its part file."""
+    """What is to be done for one module: where its weight lies, and the key of its part file."""
 
     weight: StoredWeight
-    shape: KronShape
     key: str
 
     @property
@@ -34,7 +32,7 @@ class Work:
     @property
     def cost(self) -> int:
         """Time that the module takes, up to a common factor: the solver goes through every entry of the weight equally often."""
-        return self.shape.out_features * self.shape.in_features
+        return self.weight.target.out_features * self.weight.target.in_features
 
 
 @dataclass(frozen=True)
@@ -55,16 +53,17 @@ def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any
     found = targets(model, context.recipe.adapter.target_modules)
     refuse_tied(found.values())
     stored = stored_weights(model, checkpoint, list(found.values()))
-    keys = {name: json_digest({"soka": __version__, "inputs": inputs, "module": name}) for name in found}
-    works = (Work(stored[name], shape_of(context, target), keys[name]) for name, target in found.items())
+    for target in found.values():
+        require_shape(context, target)
+    works = (Work(stored[name], json_digest({"soka": __version__, "inputs": inputs, "module": name})) for name in found)
     return Plan(tuple(works), tuple(warnings(context, model, found)))
 
 
-def shape_of(context: StageContext, target: Target) -> KronShape:
-    """The module's factor sizes; exit 2 where those asked for do not divide its weight's."""
+def require_shape(context: StageContext, target: Target) -> None:
+    """Exit 2 where the factor sizes asked for do not divide the weight's."""
     config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
     try:
-        shape: KronShape = config.shape_of(target.name, target.out_features, target.in_features)
+        config.shape_of(target.name, target.out_features, target.in_features)
     except ValueError as error:
         raise SokaError(
             "the shape asked for does not fit a target's weight",
@@ -73,7 +72,6 @@ def shape_of(context: StageContext, target: Target) -> KronShape:
             hint="adapter.shape=balanced, or one of the sizes above; adapter.shape_pattern gives one kind of module another shape",
             exit_code=ExitCode.USAGE,
         ) from None
-    return shape
 
 
 def warnings(context: StageContext, model: PreTrainedModel, found: dict[str, Target]) -> Iterator[str]:

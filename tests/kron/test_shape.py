@@ -62,6 +62,10 @@ def test_a_recipes_value_chooses_the_shape() -> None:
     assert choose_shape({"m": 64, "n": 1}, 64, 64) == KronShape(64, 1, 1, 64)
 
 
+def test_a_search_is_no_shape_yet() -> None:
+    assert choose_shape("search", 64, 64) is None
+
+
 def test_affordable_shapes_are_all_divisor_pairs_once_cheapest_first() -> None:
     every = affordable(12, 18, 10**6)
     pairs = {(m, n) for m in divisors(12) for n in divisors(18)}
@@ -84,7 +88,7 @@ def test_swapped_factors_are_left_out_where_the_sizes_are_narrow_too(size: tuple
 
 @pytest.mark.parametrize("choice", ["square", {"m": 4}, {"block": 4, "m": 4}, {"block": "4"}, {"block": True}, {}])
 def test_another_value_is_refused_with_what_there_is(choice: object) -> None:
-    with pytest.raises(ValueError, match=r"none of: balanced, \{block: 64\}, \{m: 64, n: 64\}"):
+    with pytest.raises(ValueError, match=r"none of: balanced, search, \{block: 64\}, \{m: 64, n: 64\}"):
         choose_shape(choice, 64, 64)  # type: ignore[arg-type]
 
 
