@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from soka_cli.adapter.config import SokaConfig
 from soka_cli.adapter.layer import SokaLayer
-from soka_cli.kron import Bid, Decomposition, KronFactors, RankRule, allocate, refuse_too_little
+from soka_cli.adapter.start import Start
+from soka_cli.kron import Bid, KronFactors, allocate, refuse_too_little
 
 
 def budgeted_terms(layers: Mapping[str, SokaLayer], config: SokaConfig) -> dict[str, KronFactors]:
@@ -24,22 +25,23 @@ def budgeted_terms(layers: Mapping[str, SokaLayer], config: SokaConfig) -> dict[
     if rule.parameters is None or all(rank is not None for rank in given.values()):
         return {}
     shapes = {name: config.shape_of(name, layer.out_features, layer.in_features) for name, layer in layers.items()}
-    floors = {name: min(rule.floor if rank is None else rank, shapes[name].max_rank) for name, rank in given.items()}
-    refuse_too_little([(shapes[name], floor) for name, floor in floors.items()], rule.parameters)
-    found: dict[str, Decomposition] = {}
+    floors = {name: rule.floor if rank is None else rank for name, rank in given.items()}
+    refuse_too_little([(shape, min(floors[name], shape.max_rank)) for name, shape in shapes.items() if shape], rule.parameters)
+    starts: dict[str, Start] = {}
     for name, layer in layers.items():
-        rank = given[name]
-        one = layer.decomposition(config, name, rule if rank is None else RankRule("fixed", value=rank))
-        if one is None:
+        start = layer.start_at_hand(config, name)
+        if start is None:
             return {}
-        found[name] = one
-    bids = {
-        name: Bid(one.shape, one.spectrum[: one.choice.rank].tolist(), one.error_bound[: one.choice.rank].tolist(), floors[name])
-        for name, one in found.items()
-    }
+        starts[name] = start
+    bids = {name: _bid(start, floors[name]) for name, start in starts.items()}
     allotted = allocate(bids, rule.parameters)
     config.leave_out([name for name, allotment in allotted.items() if allotment.rank == 0])
-    kept = {name: found[name].factors.leading(allotment.rank) for name, allotment in allotted.items() if allotment.rank}
+    kept = {name: starts[name].factors.leading(allotment.rank) for name, allotment in allotted.items() if allotment.rank}
     for name, factors in kept.items():
         config.record(name, factors.shape, factors.rank)
     return kept
+
+
+def _bid(start: Start, floor: int) -> Bid:
+    found, terms = start.found, start.factors.rank
+    return Bid(found.shape, found.spectrum[:terms].tolist(), found.error_bound[:terms].tolist(), min(floor, terms))

@@ -10,9 +10,7 @@ from peft import PeftConfig, PeftType
 from peft.utils.other import get_pattern_key
 
 from soka_cli.kron import KronShape, RankRule, choose_shape
-from soka_cli.recipe.schema import count_with_suffix
-
-INITS = ("weight",)
+from soka_cli.recipe.schema import INIT_READS, count_with_suffix
 
 
 class MethodName(str):
@@ -73,7 +71,8 @@ class SokaConfig(PeftConfig):
     Which modules: PEFT's own fields. How large: `shape` and `rank`, with the values of a recipe's adapter section. When an
     adapter is made, the rank and shape chosen for each module are written into `rank_pattern` and `shape_pattern` under its
     full name, so a saved config says them all and loading decomposes nothing. Modules that rule budget gives no term are
-    written into `exclude_modules`.
+    written into `exclude_modules`. Starts from data (`init` gradient or early-update) are made by `soka decompose` and put on by
+    `attach_factors`.
 
     Raises:
         ValueError: an unknown shape, rank rule or start; layer fields together with a pattern in `target_modules`.
@@ -93,7 +92,7 @@ class SokaConfig(PeftConfig):
         default=None, metadata={"help": "Name of the list of layers, where its place in module names is not the usual one."}
     )
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole beside the adapter."})
-    shape: str | dict[str, int] = field(default="balanced", metadata={"help": "Factor sizes: balanced, {block: B} or {m: M, n: N}."})
+    shape: str | dict[str, int] = field(default="balanced", metadata={"help": "Factor sizes: balanced, search, {block: B}, {m: M, n: N}."})
     shape_pattern: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Shapes of modules whose name is, or ends in a match of, the key."}
     )
@@ -104,7 +103,11 @@ class SokaConfig(PeftConfig):
         default_factory=dict, metadata={"help": "Number of terms of modules whose name is, or ends in a match of, the key."}
     )
     init: str = field(
-        default="weight", metadata={"help": "Where the terms come from: weight, the leading terms of the module's own weight."}
+        default="weight",
+        metadata={
+            "help": "Where the terms come from: weight (the leading terms of the module's own), random (others of the same sizes and "
+            "sigmas), gradient or early-update (those of a factor file)."
+        },
     )
     init_weights: bool = field(
         default=True, metadata={"help": "True starts as the base model; False starts away from it, which only tests want."}
@@ -114,6 +117,7 @@ class SokaConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = SOKA
+        self.saved = bool(self.inference_mode)  # PEFT writes every config so; a fresh one is made to train
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), list):
                 setattr(self, name, set(value))
@@ -123,8 +127,8 @@ class SokaConfig(PeftConfig):
                     raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified. ")
-        if self.init not in INITS:
-            raise ValueError(f"init is {self.init!r}; there is: {', '.join(INITS)}")
+        if self.init not in INIT_READS:
+            raise ValueError(f"init is {self.init!r}; there are: {', '.join(INIT_READS)}")
         _rank_rule(self.rank)
         for choice in (self.shape, *self.shape_pattern.values()):
             _require_known_shape(choice)
@@ -138,8 +142,13 @@ class SokaConfig(PeftConfig):
         """Number of terms that `rank_pattern` gives the module; None leaves it to the rule."""
         return _find(self.rank_pattern, module_name)
 
-    def shape_of(self, module_name: str, out_features: int, in_features: int) -> KronShape:
-        """The module's factor sizes: out = m p, in = n q.
+    def rule_of(self, module_name: str) -> RankRule:
+        """The module's rule: the number that `rank_pattern` gives it, else the rule for all."""
+        rank = self.rank_of(module_name)
+        return self.rank_rule if rank is None else RankRule("fixed", value=rank)
+
+    def shape_of(self, module_name: str, out_features: int, in_features: int) -> KronShape | None:
+        """The module's factor sizes: out = m p, in = n q; None where they are to be searched.
 
         Raises:
             ValueError: the sizes asked for do not divide the weight's; names the module and the nearest that do.

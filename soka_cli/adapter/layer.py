@@ -15,17 +15,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from soka_cli.adapter.config import SokaConfig
-from soka_cli.kron import (
-    Decomposition,
-    KronFactors,
-    KronShape,
-    KronSum,
-    RankRule,
-    decompose_weight,
-    kron_dense,
-    kron_linear,
-    module_seed,
-)
+from soka_cli.adapter.start import Start, make_start
+from soka_cli.kron import KronFactors, KronShape, KronSum, balanced, kron_dense, kron_linear
+from soka_cli.recipe.schema import DATA_INITS
 
 TRAINED = ("soka_U", "soka_V", "soka_sigma")
 START = ("soka_start_U", "soka_start_V", "soka_start_sigma")
@@ -74,33 +66,30 @@ class SokaLayer(BaseTunerLayer):
         under `inference_mode` and over a weight without values, they are zeros of the right shape and nothing is decomposed.
 
         Raises:
-            ValueError: sizes that do not divide, a rank the shape has no room for, a weight that is not finite; names the module.
+            ValueError: sizes that do not divide, a weight that is not finite, an init that needs data; names the module.
         """
-        shape = config.shape_of(module_name, self.out_features, self.in_features)
-        rank = config.rank_of(module_name)
-        rule = config.rank_rule if rank is None else RankRule.from_mapping({"rule": "fixed", "value": rank})
+        # PEFT makes a loaded config trainable again before the adapter's values are there
+        values_follow = values_follow or config.inference_mode or (config.saved and config.init in DATA_INITS)
         with torch.no_grad(), align_module_device(self.get_base_layer()):
             device = self._weight_device()
-            if values_follow or config.inference_mode or device.type == "meta":
-                start = _blank(shape, _room(rule, shape), device)
+            if values_follow or device.type == "meta":
+                shape = config.shape_of(module_name, self.out_features, self.in_features) or balanced(self.out_features, self.in_features)
+                start = _blank(shape, config.rule_of(module_name).most_terms(shape.max_rank), device)
             else:
-                start = self._decompose(shape, rule, module_seed(config.seed, module_name), module_name).factors
-                config.record(module_name, shape, start.rank)
+                start = self._made(config, module_name).factors
+                config.record(module_name, start.shape, start.rank)
             self.start_from(adapter_name, config, start)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     @torch.no_grad()
-    def decomposition(self, config: SokaConfig, module_name: str, rule: RankRule) -> Decomposition | None:
-        """The weight's leading terms by a rule, for an adapter that is still to be made; None where the weight has no values.
+    def start_at_hand(self, config: SokaConfig, module_name: str) -> Start | None:
+        """What an adapter that is still to be made would start from; None where the weight has no values.
 
         Raises:
             ValueError: as `update_layer`.
         """
-        shape = config.shape_of(module_name, self.out_features, self.in_features)
         with align_module_device(self.get_base_layer()):
-            if self._weight_device().type == "meta":
-                return None
-            return self._decompose(shape, rule, module_seed(config.seed, module_name), module_name)
+            return None if self._weight_device().type == "meta" else self._made(config, module_name)
 
     def _weight_device(self) -> torch.device:
         base = self.get_base_layer()
@@ -115,10 +104,10 @@ class SokaLayer(BaseTunerLayer):
             self.get_base_layer().state_dict()
         return super().get_base_weight()
 
-    def _decompose(self, shape: KronShape, rule: RankRule, seed: int, module_name: str) -> Decomposition:
+    def _made(self, config: SokaConfig, module_name: str) -> Start:
         weight = self.get_base_weight() if self._pristine is None else self._pristine
         try:
-            return decompose_weight(transpose(weight, self.fan_in_fan_out).float(), shape, rule, seed=seed)
+            return make_start(transpose(weight, self.fan_in_fan_out).float(), config, module_name)
         except ValueError as error:
             raise ValueError(f"{module_name}: {error}") from error
 
@@ -288,12 +277,6 @@ def layer_sizes(base: nn.Module) -> tuple[int, int]:
         if hasattr(base, outputs) and hasattr(base, inputs):
             return getattr(base, outputs), getattr(base, inputs)
     raise ValueError(f"{type(base).__name__} does not say its input and output sizes")
-
-
-def _room(rule: RankRule, shape: KronShape) -> int:
-    """Terms to make room for where no spectrum is read."""
-    wanted = rule.value if rule.rule == "fixed" and rule.value is not None else rule.max
-    return min(wanted, shape.max_rank)
 
 
 def _blank(shape: KronShape, rank: int, device: torch.device) -> KronFactors:

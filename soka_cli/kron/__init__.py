@@ -5,9 +5,11 @@ from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, 
 from soka_cli.kron.product import KronSum, factored_is_cheaper, kron_dense, kron_linear, kron_product
 from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
 from soka_cli.kron.rearrange import rearrange, restore
-from soka_cli.kron.shape import KronShape, balanced, blocked, choose_shape, divisors, explicit
+from soka_cli.kron.search import ShapeCandidate, ShapeSearch, search_budget, search_shape
+from soka_cli.kron.shape import KronShape, affordable, balanced, blocked, choose_shape, divisors, explicit
 from soka_cli.kron.solver import Triplets, leading_triplets
 from soka_cli.kron.spectrum import term_spectrum, update_terms
+from soka_cli.kron.start import random_factors, scaled_to
 
 __all__ = [
     "Allotment",
@@ -18,7 +20,10 @@ __all__ = [
     "KronSum",
     "RankChoice",
     "RankRule",
+    "ShapeCandidate",
+    "ShapeSearch",
     "Triplets",
+    "affordable",
     "allocate",
     "allocate_evenly",
     "balanced",
@@ -34,9 +39,13 @@ __all__ = [
     "kron_product",
     "leading_triplets",
     "module_seed",
+    "random_factors",
     "rearrange",
     "refuse_too_little",
     "restore",
+    "scaled_to",
+    "search_budget",
+    "search_shape",
     "term_spectrum",
     "update_terms",
 ]

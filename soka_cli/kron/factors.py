@@ -94,7 +94,7 @@ def decompose_weight(weight: Tensor, shape: KronShape, rule: RankRule, *, seed: 
         ValueError: a weight of another size, or one that holds NaN or infinity (names the first bad index).
     """
     weight = weight.detach().to(torch.float32)
-    _refuse_non_finite(weight)
+    refuse_non_finite(weight)
     matrix = rearrange(weight, shape)
     del weight
     started = perf_counter()
@@ -125,7 +125,8 @@ def module_seed(seed: int, module_name: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1  # torch takes signed 64-bit seeds
 
 
-def _refuse_non_finite(weight: Tensor) -> None:
+def refuse_non_finite(weight: Tensor) -> None:
+    """ValueError that names the first bad index."""
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         index = tuple((~finite).nonzero()[0].tolist())

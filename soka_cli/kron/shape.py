@@ -1,6 +1,6 @@
 """Sizes of the two Kronecker factors of a weight, and what a term of that size costs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd
@@ -54,8 +54,26 @@ def divisors(number: int) -> list[int]:
 
 def balanced(out_features: int, in_features: int) -> KronShape:
     """The shape that minimises mn + pq, then |log(m/n)| + |log(p/q)|, then takes m <= p."""
-    candidates = (KronShape(m, n, out_features // m, in_features // n) for m in divisors(out_features) for n in divisors(in_features))
-    return min(candidates, key=_balance)
+    return min(_every_shape(out_features, in_features), key=_balance)
+
+
+def affordable(out_features: int, in_features: int, parameters: int) -> list[tuple[KronShape, int]]:
+    """Every shape of which `parameters` pay at least one term, with the number of terms that they pay for, in balanced's order.
+
+    Where each index of the weight lies in one factor whole, as in out x 1 (x) 1 x in, swapping the factors gives the same
+    terms; of such twins the first in the order stands for both.
+    """
+    distinct: dict[object, KronShape] = {}
+    for shape in sorted(_every_shape(out_features, in_features), key=_balance):
+        has_twin = 1 in (shape.m, shape.p) and 1 in (shape.n, shape.q)
+        distinct.setdefault(shape.max_rank if has_twin else shape, shape)
+    paid = ((shape, min(parameters // shape.term_parameters, shape.max_rank)) for shape in distinct.values())
+    return [(shape, terms) for shape, terms in paid if terms >= 1]
+
+
+def _every_shape(out_features: int, in_features: int) -> Iterator[KronShape]:
+    """One for each pair of divisors."""
+    return (KronShape(m, n, out_features // m, in_features // n) for m in divisors(out_features) for n in divisors(in_features))
 
 
 def _balance(shape: KronShape) -> tuple[int, Fraction, bool, int, int]:
@@ -96,14 +114,18 @@ def _nearest(sizes: Iterable[int], wanted: int) -> str:
     return " and ".join(str(size) for size in below + above)
 
 
-def choose_shape(choice: str | Mapping[str, Any], out_features: int, in_features: int) -> KronShape:
+def choose_shape(choice: str | Mapping[str, Any], out_features: int, in_features: int) -> KronShape | None:
     """The shape that a recipe's value asks for: "balanced", {"block": 64} or {"m": 64, "n": 64}.
+
+    None for "search", which has to see the matrix (`search_shape`).
 
     Raises:
         ValueError: another value, or sizes that do not divide.
     """
     if choice == "balanced":
         return balanced(out_features, in_features)
+    if choice == "search":
+        return None
     if isinstance(choice, Mapping):
         sizes = dict(choice)
         if all(isinstance(size, int) and not isinstance(size, bool) for size in sizes.values()):
@@ -111,4 +133,4 @@ def choose_shape(choice: str | Mapping[str, Any], out_features: int, in_features
                 return blocked(out_features, in_features, sizes["block"])
             if sizes.keys() == {"m", "n"}:
                 return explicit(out_features, in_features, sizes["m"], sizes["n"])
-    raise ValueError(f"shape {choice!r} is none of: balanced, {{block: 64}}, {{m: 64, n: 64}}")
+    raise ValueError(f"shape {choice!r} is none of: balanced, search, {{block: 64}}, {{m: 64, n: 64}}")

@@ -48,7 +48,8 @@ def pick_device(choice: str) -> str:
 
 def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTrainedTokenizerBase:
     """The base model's tokenizer. Where it has no pad token (Llama 2), padding is EOS: the vocabulary stays as it is,
-    so whoever pads hands over an attention mask and labels of its own instead of reading them off the pad id."""
+    so whoever pads hands over an attention mask and labels of its own instead of reading them off the pad id. An encoder's
+    tokenizer, which has no EOS, ends a text with its separator."""
     folder = snapshot(section.name, revision=section.revision, offline=offline, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -59,6 +60,8 @@ def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTraine
             why=f"{type(error).__name__}: {str(error).strip()[:300]}",
             hint="copy tokenizer.json and tokenizer_config.json (or tokenizer.model) from the model's source into the folder",
         ) from None
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:
         raise base_error(
             "the base model's tokenizer has no EOS token, so no answer could end",

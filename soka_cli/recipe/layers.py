@@ -11,7 +11,7 @@ from typing import Any
 from soka_cli.recipe.document import Node, Reading
 from soka_cli.recipe.mistakes import Mistake, did_you_mean
 from soka_cli.recipe.options import first_unknown, is_free, is_list, names_at
-from soka_cli.recipe.schema import METHOD_READS, RULE_READS
+from soka_cli.recipe.schema import INIT_READS, METHOD_READS, RULE_READS
 
 Keys = tuple[str, ...]
 
@@ -25,6 +25,13 @@ GOES_WITH: dict[Keys, dict[str, tuple[str, ...]]] = {
 }
 """section -> option -> the earlier layers' options that a new value of it sends away."""
 
+CHOOSERS: tuple[tuple[Keys, str, Mapping[str, Sequence[str]]], ...] = (
+    (("adapter",), "method", METHOD_READS),
+    (("adapter",), "init", INIT_READS),
+    (("adapter", "rank"), "rule", RULE_READS),
+)
+"""section, the option that chooses there, and what each of its values reads of the options that depend on it."""
+
 
 def sent_away(section: Keys, before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
     """Options of a section whose ground a later layer took away. `before` and `after` are plain values."""
@@ -33,10 +40,11 @@ def sent_away(section: Keys, before: Mapping[str, Any], after: Mapping[str, Any]
     for option, dependants in GOES_WITH.get(pattern, {}).items():
         if after.get(option) is not None and after.get(option) != before.get(option):
             gone |= set(dependants)
-    for at, chooser, reads in ((("adapter",), "method", METHOD_READS), (("adapter", "rank"), "rule", RULE_READS)):
+    for at, chooser, reads in CHOOSERS:
         chosen = after.get(chooser)
         if section == at and chosen != before.get(chooser) and isinstance(chosen, str) and chosen in reads:
-            gone |= set(before) - {chooser, *reads[chosen]}
+            governed = {name for names in reads.values() for name in names}
+            gone |= governed - set(reads[chosen])
     return gone
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from soka_cli.recipe.schema import METHOD_READS, RULE_READS, AdapterSection, RankSection, Recipe, Section
+from soka_cli.recipe.schema import INIT_READS, METHOD_READS, RULE_READS, AdapterSection, RankSection, Recipe, Section
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -25,10 +25,11 @@ def section_mapping(section: Section) -> dict[str, Any]:
 
 
 def fields_read(section: Section) -> list[str]:
-    """The section's fields, without those that its method or rule does not read."""
+    """The section's fields, without those that its method, rule or init does not read."""
     names = list(type(section).model_fields)
     if isinstance(section, AdapterSection):
-        return [name for name in names if name == "method" or name in METHOD_READS[section.method]]
+        unread = {name for reads in INIT_READS.values() for name in reads} - set(INIT_READS[section.init])
+        return [name for name in names if name == "method" or (name in METHOD_READS[section.method] and name not in unread)]
     if isinstance(section, RankSection):
         return [name for name in names if name == "rule" or name in RULE_READS[section.rule]]
     return names

@@ -14,7 +14,7 @@ SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 METHOD_READS = {
-    "soka": ("target_modules", "shape", "shape_pattern", "rank", "init"),
+    "soka": ("target_modules", "shape", "shape_pattern", "rank", "init", "init_rows", "init_steps", "init_lr"),
     "lora": ("target_modules", "rank", "alpha"),
     "pissa": ("target_modules", "rank", "alpha"),
     "full": (),
@@ -30,6 +30,17 @@ RULE_READS = {
     "budget": ("parameters", "floor", "max", "spectrum"),
 }
 """Which options of the rank section a rule reads, beside `rule`."""
+
+INIT_READS = {
+    "weight": (),
+    "random": (),
+    "gradient": ("init_rows",),
+    "early-update": ("init_rows", "init_steps", "init_lr"),
+}
+"""Which of the options `init_...` a start reads."""
+
+DATA_INITS = tuple(init for init, reads in INIT_READS.items() if reads)
+"""The starts that depend on the training data."""
 
 
 def misfit(message: str, *concerns: str) -> PydanticCustomError:
@@ -113,9 +124,11 @@ def kind_of_shape(value: Any) -> str | None:
 
 
 ShapeChoice = Annotated[
-    Annotated[Literal["balanced"], Tag("<name>")] | Annotated[BlockShape, Tag("<block>")] | Annotated[ExplicitShape, Tag("<explicit>")],
+    Annotated[Literal["balanced", "search"], Tag("<name>")]
+    | Annotated[BlockShape, Tag("<block>")]
+    | Annotated[ExplicitShape, Tag("<explicit>")],
     Discriminator(
-        kind_of_shape, custom_error_type="shape", custom_error_message="is no shape; write balanced, {block: 64} or {m: 64, n: 64}"
+        kind_of_shape, custom_error_type="shape", custom_error_message="is no shape; write balanced, search, {block: 64} or {m: 64, n: 64}"
     ),
 ]
 
@@ -190,10 +203,15 @@ class AdapterSection(Section):
     target_modules: TargetModules = Field(
         default=["q_proj", "v_proj"], description="Name endings (list), a pattern (string), or all-linear."
     )
-    shape: ShapeChoice = Field(default="balanced", description="Factor sizes of every target.")
+    shape: ShapeChoice = Field(default="balanced", description="Factor sizes of every target; search compares all that divide.")
     shape_pattern: dict[Pattern, ShapeChoice] = Field(default={}, description="Shapes for modules whose name matches the key, a pattern.")
     rank: RankSection = Field(default=RankSection(), description="Terms per module.")
-    init: Literal["weight"] = Field(default="weight", description="weight starts from the leading terms of the weight itself.")
+    init: Literal["weight", "random", "gradient", "early-update"] = Field(
+        default="weight", description="Whose leading terms the start is; random takes the weight's sizes and sigmas alone."
+    )
+    init_rows: PositiveCount = Field(default=64, description="Training rows of the gradient, or of each early step, in rows.")
+    init_steps: PositiveCount = Field(default=10, description="Early steps of full training, whose update is decomposed.")
+    init_lr: Rate = Field(default=1e-4, description="Learning rate of the early steps.")
     alpha: Rate | None = Field(default=None, description="Scale of lora and pissa; null takes the rank.")
 
     @model_validator(mode="after")
@@ -201,6 +219,12 @@ class AdapterSection(Section):
         if found := sorted(self.named() - {"method", *METHOD_READS[self.method]}):
             pronoun = "it" if len(found) == 1 else "them"
             raise misfit(f"method {self.method} does not read {', '.join(found)}; drop {pronoun}", *found, "method")
+        starting = {name for names in INIT_READS.values() for name in names}
+        if found := sorted(self.named() & starting - set(INIT_READS[self.init])):
+            readers = [init for init, names in INIT_READS.items() if found[0] in names]
+            raise misfit(
+                f"init {self.init} does not read {', '.join(found)}; drop it, or write init: {' or '.join(readers)}", *found, "init"
+            )
         if self.method in ("lora", "pissa"):
             if self.rank.rule != "fixed":
                 raise misfit(f"method {self.method} needs rank: {{rule: fixed, value: r}}", "rank", "method")

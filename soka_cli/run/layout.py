@@ -62,9 +62,19 @@ class RunLayout:
         return self.decompose / "layers.json"
 
     @property
+    def search(self) -> Path:
+        """What a shape search compared; only where a shape was searched."""
+        return self.decompose / "search.json"
+
+    @property
     def decompose_parts(self) -> Path:
         """One file per module while decompose is under way; gone when it is done."""
         return self.root / "decompose.parts"
+
+    @property
+    def decompose_matrices(self) -> Path:
+        """What a start from data decomposes, while decompose is under way."""
+        return self.decompose_parts / "matrices"
 
     @property
     def train(self) -> Path:

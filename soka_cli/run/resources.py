@@ -27,6 +27,15 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing_parent(path)).free
 
 
+def available_memory() -> int | None:
+    """Bytes of main memory that a new process may take without swapping; None where the system does not say (no Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether `error` says that the disk, a quota or a file-size limit is exhausted."""
     if isinstance(error, OSError) and error.errno is not None:

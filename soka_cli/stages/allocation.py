@@ -20,13 +20,18 @@ def spread_evenly(rule: RankRule, shapes: Mapping[str, KronShape]) -> dict[str, 
     try:
         return allocate_evenly(shapes, rule)
     except ValueError as error:
-        raise SokaError(
-            "the parameter budget is too small",
-            where="adapter.rank.parameters",
-            why=str(error),
-            hint="raise adapter.rank.parameters, or lower adapter.rank.floor, or name fewer target_modules",
-            exit_code=ExitCode.USAGE,
-        ) from None
+        raise too_small(error) from None
+
+
+def too_small(why: ValueError) -> SokaError:
+    """A total that does not pay for the floors, or for a single term."""
+    return SokaError(
+        "the parameter budget is too small",
+        where="adapter.rank.parameters",
+        why=str(why),
+        hint="raise adapter.rank.parameters, or lower adapter.rank.floor, or name fewer target_modules",
+        exit_code=ExitCode.USAGE,
+    )
 
 
 def allocated(rule: RankRule, parts: Sequence["Part"]) -> list["Part"]:
@@ -34,11 +39,17 @@ def allocated(rule: RankRule, parts: Sequence["Part"]) -> list["Part"]:
 
     Args:
         parts: every module of the run, in the model's order, with as many terms as the rule may give it.
+
+    Raises:
+        SokaError: exit 2, the total is too small for the shapes that a search took.
     """
     if rule.parameters is None:
         return list(parts)
     bids = {part.record["name"]: _bid(rule, part) for part in parts}
-    allotted = allocate(bids, rule.parameters)
+    try:
+        allotted = allocate(bids, rule.parameters)
+    except ValueError as error:
+        raise too_small(error) from None
     return [_cut(part, allotted[part.record["name"]]) for part in parts]
 
 

@@ -2,23 +2,34 @@
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soka_cli.recipe.resolved import to_mapping, to_yaml
+from soka_cli.recipe.schema import DATA_INITS
 from soka_cli.run.log import LOGGER
 from soka_cli.run.stage import open_stage
 from soka_cli.run.write import damaged, read_json, remove
 from soka_cli.stages.context import StageContext
-from soka_cli.stages.launch import Worker
+from soka_cli.stages.launch import PATIENCE, Worker
 from soka_cli.stages.outcome import Cell, Outcome, Table
+from soka_cli.stages.rows import data_inputs
 
 if TYPE_CHECKING:
     from soka_cli.models.checkpoint import Checkpoint
 
 Record = dict[str, Any]
 
+LESSON = timedelta(days=7)  # for the first process to find what a start from data decomposes; on a CPU that can take hours
 COLUMNS = ("modules", "count", "weight", "terms", "energy kept", "decided by", "parameters", "LoRA, same rank")
+TITLES = {
+    "weight": "Terms taken from the base weights",
+    "random": "Random terms with the base weights' singular values",
+    "gradient": "Terms taken from the loss gradient",
+    "early-update": "Terms taken from the update of the early steps",
+}
+DECOMPOSED = {"weight": "weight", "random": "weight", "gradient": "loss gradient", "early-update": "early update"}
 FIELDS = ("kind", "modules", "weight", "rank", "energy_kept", "bound_by", "parameters", "lora_parameters")
 
 
@@ -48,7 +59,8 @@ def decompose(context: StageContext) -> Outcome:
     inputs = decompose_inputs(context, checkpoint.digest)
     if worker.rank == 0:
         return led(context, checkpoint, inputs, device, worker)
-    if worker.may_begin("decompose"):
+    patience = LESSON if context.recipe.adapter.init in DATA_INITS else PATIENCE
+    if worker.may_begin("decompose", patience):
         help_decompose(context, planned(context, checkpoint, inputs), device, worker)
     return Outcome("decompose", "partial", context.layout.root)
 
@@ -90,10 +102,13 @@ def led(context: StageContext, checkpoint: "Checkpoint", inputs: dict[str, Any],
 
 def decompose_inputs(context: StageContext, base: str) -> dict[str, Any]:
     """What the factors depend on. The base counts by its content (`Checkpoint.digest`), not by where it lies, so that a run
-    directory can be moved to a machine that keeps the model elsewhere."""
+    directory can be moved to a machine that keeps the model elsewhere. The data counts where the start is taken from it."""
     recipe = to_mapping(context.recipe)
     model = {name: value for name, value in recipe["model"].items() if name not in ("name", "revision")}
-    return {"model": model, "base": base, "adapter": recipe["adapter"], "seed": recipe["seed"]}
+    inputs = {"model": model, "base": base, "adapter": recipe["adapter"], "seed": recipe["seed"]}
+    if context.recipe.adapter.init in DATA_INITS:
+        inputs["data"] = data_inputs(context.recipe)
+    return inputs
 
 
 def train_command(context: StageContext) -> str:
@@ -142,7 +157,10 @@ def outcome(context: StageContext, status: Any) -> Outcome:
     if unresolved:
         notes.append(f"{len(unresolved)} ranks hang on singular values closer than their error bounds; the smaller was taken")
     notes += [*source_notes(figures["stored_as"]), *(f"warning: {warning}" for warning in figures["warnings"])]
-    tables = (Table("Terms taken from the base weights", COLUMNS, tuple(rows)), budget_table(figures))
+    if context.layout.search.exists():
+        figures["search"] = search_figures(context.layout.search)
+        notes.append(search_note(figures["search"]))
+    tables = (Table(TITLES[context.recipe.adapter.init], COLUMNS, tuple(rows)), budget_table(figures))
     return Outcome("decompose", status, context.layout.root, figures, tables, tuple(notes), (train_command(context),))
 
 
@@ -177,6 +195,29 @@ def source_notes(stored_as: dict[str, int]) -> list[str]:
         for kind, number in stored_as.items()
         if "float" not in kind
     ]
+
+
+def search_figures(path: Path) -> Record:
+    """How many modules left the balanced shape, and the energy that all keep at one budget, in their shapes and in balanced ones."""
+    modules = read_json(path)["modules"]
+    total = sum(one["total_energy"] for one in modules) or 1.0
+    energy = {"searched": 0.0, "balanced": 0.0}
+    moved = 0
+    for one in modules:
+        plain = one["candidates"][0]  # the first in balanced's order
+        taken = next(candidate for candidate in one["candidates"] if one["chosen"].items() <= candidate.items())
+        energy["searched"] += taken["energy_kept"] * one["total_energy"] / total
+        energy["balanced"] += plain["energy_kept"] * one["total_energy"] / total
+        moved += taken is not plain
+    return {"modules": len(modules), "moved": moved, "energy_kept": energy}
+
+
+def search_note(search: Record) -> str:
+    energy = search["energy_kept"]
+    return (
+        f"shape search: {search['moved']} of {search['modules']} modules leave the balanced shape; for the same parameters they all hold "
+        f"{energy['searched']:.3g} of the energy, balanced {energy['balanced']:.3g}; what that does to the loss only training tells"
+    )
 
 
 def kind_of(module: Record) -> str:

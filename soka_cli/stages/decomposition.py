@@ -2,21 +2,25 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from safetensors.torch import save_file
 
 from soka_cli.adapter.factors import write_factors
 from soka_cli.adapter.methods import peft_config
+from soka_cli.adapter.start import Start, make_start
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron import Decomposition, KronFactors, RankRule, decompose_weight, module_seed
+from soka_cli.kron import KronFactors, RankRule, ShapeSearch
+from soka_cli.recipe.schema import DATA_INITS
 from soka_cli.run.reporter import ProgressTask
 from soka_cli.run.write import atomic_folder, write_json
 from soka_cli.stages.allocation import allocated
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.launch import Worker, share_out
-from soka_cli.stages.matrices import Matrix, read_ahead, weight_matrices
+from soka_cli.stages.matrices import Matrix, read_ahead
 from soka_cli.stages.parts import Part, PartFiles
+from soka_cli.stages.starts import prepare_matrices, start_matrices
 from soka_cli.stages.work import Plan, Work
 
 TAKEN_FOR_DEAD = 300.0  # seconds without a new part from the other processes, after which the first one does their work
@@ -38,6 +42,8 @@ def decompose_modules(context: StageContext, plan: Plan, device: str, worker: Wo
     rule = rank_rule(context)
     if rule.reads_all and rule.spectrum != "full":
         context.reporter.say("rule gavish-donoho without rank.noise reads the median singular value: all of each weight's are computed")
+    if len(kept) < len(plan.works):
+        prepare_matrices(context, plan, device)
     go()
     with context.reporter.task("decompose", total=len(plan.works), unit="modules") as task:
         progress = Progress(task, plan.works, kept)
@@ -79,7 +85,7 @@ def is_kept(context: StageContext, files: PartFiles, work: Work) -> bool:
 def finished(context: StageContext, files: PartFiles, works: Sequence[Work], device: str) -> Iterator[tuple[Work, Part]]:
     """Do those of the modules that have no part yet, each written as soon as it is found."""
     missing = [work for work in works if not files.path(work.key).exists()]
-    for work, matrix in read_ahead(weight_matrices(missing, context.recipe.model.dtype)):
+    for work, matrix in read_ahead(start_matrices(context, missing)):
         part = part_of(context, work, matrix, device)
         files.write(work.key, part)
         yield work, part
@@ -144,22 +150,67 @@ def part_of(context: StageContext, work: Work, matrix: Matrix, device: str) -> P
     """One module's terms, spectrum and record."""
     recipe = context.recipe
     config: Any = peft_config(recipe.adapter, seed=recipe.seed)
+    learnt = None if matrix.learnt is None else matrix.learnt.to(device)
     try:
-        found = decompose_weight(matrix.take().to(device), work.shape, config.rank_rule, seed=module_seed(recipe.seed, work.name))
+        start = make_start(matrix.take().to(device), config, work.name, matrix=learnt)
     except ValueError as error:
-        raise SokaError(
-            f"the weight of {work.name} cannot be decomposed",
-            where=work.weight.where,
-            why=str(error),
-            hint="the base model's file is damaged or the model diverged; take it again from its source",
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from None
-    factors = KronFactors(*(tensor.cpu() for tensor in (found.factors.left, found.factors.right, found.factors.sigma)))
-    return Part(factors, found.spectrum.cpu().double(), found.error_bound.cpu().double(), record_of(work, found), matrix.digest)
+        raise undecomposable(context, work, str(error)) from None
+    factors = KronFactors(*(tensor.cpu() for tensor in (start.factors.left, start.factors.right, start.factors.sigma)))
+    search = None if start.search is None else search_record(work, start.search)
+    spectrum, error_bound = (values.cpu().double() for values in (start.found.spectrum, start.found.error_bound))
+    return Part(factors, spectrum, error_bound, record_of(work, start), matrix.digest, search)
 
 
-def record_of(work: Work, found: Decomposition) -> dict[str, Any]:
-    """One module's row of layers.json: the contract's fields, and how the weight is stored."""
+def undecomposable(context: StageContext, work: Work, why: str) -> SokaError:
+    """A matrix that is not finite: the weight's file is damaged, or what was learnt from the data overflowed."""
+    init = context.recipe.adapter.init
+    if init in DATA_INITS:
+        return SokaError(
+            f"the {init} of {work.name} cannot be decomposed",
+            where=f"adapter.init: {init}",
+            why=why,
+            hint="look for rows that the model cannot digest, or take model.dtype=float32; adapter.init=weight reads no data",
+            exit_code=ExitCode.TRAINING,
+        )
+    return SokaError(
+        f"the weight of {work.name} cannot be decomposed",
+        where=work.weight.where,
+        why=why,
+        hint="the base model's file is damaged or the model diverged; take it again from its source",
+        exit_code=ExitCode.ENVIRONMENT,
+    )
+
+
+def search_record(work: Work, search: ShapeSearch) -> dict[str, Any]:
+    """One module's row of search.json; energies and their error bounds are shares of total_energy (of a zero matrix, 0)."""
+
+    def share(energy: float | None) -> float | None:
+        return None if energy is None else energy / (search.total_energy or 1.0)
+
+    return {
+        "name": work.name,
+        "parameters": search.parameters,
+        "total_energy": search.total_energy,
+        "chosen": asdict(search.chosen.shape),
+        "decided_by": search.decided_by,
+        "candidates": [
+            {
+                **asdict(one.shape),
+                "terms": one.terms,
+                "parameters": one.shape.parameters(one.terms),
+                "sketch_energy_kept": share(one.sketch_energy),
+                "energy_kept": share(one.energy),
+                "energy_error_bound": share(one.error_bound),
+            }
+            for one in search.candidates
+        ],
+    }
+
+
+def record_of(work: Work, start: Start) -> dict[str, Any]:
+    """One module's row of layers.json: the contract's fields, of the matrix that was decomposed; the weight's own energy, and how
+    the weight is stored."""
+    found = start.found
     shape, choice = found.shape, found.choice
     return {
         "name": work.name,
@@ -181,12 +232,14 @@ def record_of(work: Work, found: Decomposition) -> dict[str, Any]:
         "sigma_error_bound": found.sigma_error_bound,
         "parameters": shape.parameters(choice.rank),
         "seconds": found.seconds,
+        "weight_energy": start.weight_energy,
         "stored_as": work.weight.stored_as,
     }
 
 
 def write_results(context: StageContext, plan: Plan, parts: list[Part]) -> None:
-    """decompose/ whole: factors, spectra, layers.json. A module without terms has a spectrum, and its name in layers.json."""
+    """decompose/ whole: factors, spectra, layers.json, and search.json where a shape was searched. A module without terms has a
+    spectrum, and its name in layers.json."""
     section = context.recipe.model
     parts_by_name = {part.record["name"]: part for part in parts}
     with_terms = {name: part for name, part in parts_by_name.items() if part.factors.rank}
@@ -206,6 +259,8 @@ def write_results(context: StageContext, plan: Plan, parts: list[Part]) -> None:
             "warnings": list(plan.warnings),
         }
         write_json(folder / context.layout.layers.name, layers)
+        if searches := [part.search for part in parts if part.search is not None]:
+            write_json(folder / context.layout.search.name, {"modules": searches})
 
 
 def totals(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.places import locate
 from soka_cli.run.environment import describe_environment, memory_bytes, processors
-from soka_cli.run.resources import existing_parent, free_bytes
+from soka_cli.run.resources import available_memory, existing_parent, free_bytes
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.installed import Package, packages, python_problem
 from soka_cli.stages.outcome import Outcome, Table
@@ -139,16 +139,6 @@ def device_check(device: str) -> Check:
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return Check("device", "warn", f"{detail}, no bfloat16", "set train.precision=fp32 and model.dtype=float16")
     return Check("device", "ok", detail)
-
-
-def available_memory() -> int | None:
-    """Bytes of main memory that may be had without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    sizes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(sizes[0]) * 1024 if sizes else None
 
 
 def memory_check() -> Check:

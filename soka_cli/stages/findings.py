@@ -41,6 +41,7 @@ class ModuleRow(Written):
     rank_bound_by: str
     energy_kept: float
     total_energy: float
+    weight_energy: float | None = None
     relative_error: float
     sigma_error_bound: float
     parameters: int

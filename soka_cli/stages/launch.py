@@ -94,14 +94,14 @@ class Worker:
                 return
             time.sleep(0.05)
 
-    def may_begin(self, stage: str) -> bool:
+    def may_begin(self, stage: str, patience: timedelta = PATIENCE) -> bool:
         """In the others: wait for the first one's word; False where there is nothing to do for them.
 
         Raises:
             SokaError: exit 3, where it gave none.
         """
         try:
-            self._store.wait([f"soka/{stage}"], PATIENCE)
+            self._store.wait([f"soka/{stage}"], patience)
             word = self._store.get(f"soka/{stage}")
             self._store.add(f"soka/{stage}/heard", 1)
             return word == b"go"

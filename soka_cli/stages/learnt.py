@@ -23,7 +23,7 @@ class Learnt:
     Args:
         update: of K(theta) - K(theta0), what is added to the weight.
         trained: of K(theta).
-        start: of K(theta0), the terms taken from the weight.
+        start: of K(theta0), the terms that training began with.
     """
 
     update: Tensor

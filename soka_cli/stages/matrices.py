@@ -14,11 +14,15 @@ Item = TypeVar("Item")
 
 
 class Matrix:
-    """A module's matrix [out, in], fp32 on the CPU; `digest` is `weight_digest` of the base's weight as the trained base will hold it."""
+    """A module's weight [out, in], fp32 on the CPU; `digest` is `weight_digest` of it as the trained base will hold it.
+
+    `learnt` is the matrix that a start from data decomposes in its place.
+    """
 
     def __init__(self, values: Tensor, *, digest: str) -> None:
         self._values: list[Tensor] = [values]
         self.digest = digest
+        self.learnt: Tensor | None = None
 
     def take(self) -> Tensor:
         """The values, once: nothing is kept here, so that whoever takes them can free them."""

@@ -9,9 +9,9 @@ in fp32 or where every weight is trained. Left out: the allocator's slack, kerne
 from dataclasses import dataclass, fields
 
 from soka_cli.kron.product import factored_is_cheaper
-from soka_cli.recipe.schema import Recipe
+from soka_cli.recipe.schema import DATA_INITS, Recipe
 from soka_cli.stages.dimensions import Dimensions
-from soka_cli.stages.sizes import AdapterSizes, PlannedModule
+from soka_cli.stages.sizes import AdapterSizes, Terms
 
 FP32 = 4
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2}
@@ -46,6 +46,30 @@ def estimate(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> Memory:
         optimizer=optimizer(trained),
         activations=tokens * (activations(base, width) + (inputs_kept(base, width) if full else 0))
         + adapter_activations(sizes, tokens, width),
+        logits=logits(base, tokens, width),
+    )
+
+
+def start_memory(recipe: Recipe, base: Dimensions) -> Memory | None:
+    """The peak of what decompose holds for a start from data, on the device that computes it; None for any other start.
+
+    gradient: the model once in its own type (fp32 for float16), the largest target's gradient in that type and in fp32, the
+    activations and inputs that its backward pass needs. early-update: the model in fp32, and of every target a gradient and
+    AdamW's two moments.
+    """
+    if recipe.adapter.init not in DATA_INITS:
+        return None
+    early = recipe.adapter.init == "early-update"
+    width = FP32 if early or recipe.model.dtype == "float16" else BYTES[recipe.model.dtype]
+    tokens = recipe.train.micro_batch_size * recipe.data.max_length
+    sizes = [module.out_features * module.in_features for module in base.targets]
+    inputs = sum(module.in_features for module in base.targets)
+    return Memory(
+        weights=weights(base, width, width, trained=False),
+        adapter=0,
+        gradients=gradients(sum(sizes)) if early else (width + FP32) * max(sizes),
+        optimizer=optimizer(sum(sizes)) if early else 0,
+        activations=tokens * (activations(base, width) + width * inputs),
         logits=logits(base, tokens, width),
     )
 
@@ -89,17 +113,17 @@ def inputs_kept(base: Dimensions, width: int) -> int:
 
 def adapter_activations(sizes: AdapterSizes, tokens: int, width: int) -> int:
     """Bytes that the adapted modules keep for a micro-batch: a times the values that each of them keeps."""
-    return width * sum(values_kept(module, rank, tokens) for module, rank in sizes.ranks)
+    return width * sum(values_kept(terms, tokens) for terms in sizes.terms)
 
 
-def values_kept(module: PlannedModule, rank: int, tokens: int) -> int:
+def values_kept(terms: Terms, tokens: int) -> int:
     """Values that one adapted module keeps of T tokens.
 
     LoRA: its input and r values a token, T (in + r). SoKA, where theta - theta0 is two Kronecker sums (`adapter/layer.py`): factor by
     factor the input for each of them and the r n p values between the factors of the first, T (2 in + r n p); through the
     dense matrix the input and that matrix, T in + out in.
     """
-    inputs, shape = module.module.in_features, module.shape
+    inputs, shape, rank = terms.module.in_features, terms.shape, terms.rank
     if shape is None:
         return tokens * (inputs + rank)
     if factored_is_cheaper(shape, terms=2 * rank, vectors=tokens):

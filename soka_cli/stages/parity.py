@@ -14,6 +14,7 @@ from soka_cli.data.encode import encode_prompt
 from soka_cli.data.load import load_rows
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.base import load_base, load_folder, load_tokenizer
+from soka_cli.run.resources import available_memory
 from soka_cli.stages.context import StageContext
 from soka_cli.tasks.base import task_named
 from soka_cli.tasks.protocol import protocol_named
@@ -47,7 +48,7 @@ def tolerated_share(dtype: str) -> float:
 def require_memory(parameters: int, device: str) -> None:
     """Refuse early (exit 6) where one copy of the model in fp32, 4 bytes a parameter, does not fit on the device."""
     needed = 4 * parameters
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else available_memory()
+    free = free_memory(device)
     if free is not None and free < needed:
         raise SokaError(
             f"comparing logits needs {needed} bytes of memory for the model in fp32, {free} are free",
@@ -57,13 +58,9 @@ def require_memory(parameters: int, device: str) -> None:
         )
 
 
-def available_memory() -> int | None:
-    """Bytes that a new process may take without swapping; None where the system does not say (no Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+def free_memory(device: str) -> int | None:
+    """Bytes that are free on a device; None where that cannot be told."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else available_memory()
 
 
 def compare(context: StageContext, merged: Path, dtype: str, device: str) -> Parity:

@@ -18,14 +18,15 @@ from soka_cli.stages.work import Work
 
 @dataclass(frozen=True)
 class Part:
-    """One finished module: its terms, its spectrum with the values' error bounds, its row of layers.json, and the digest of the weight
-    that they belong to."""
+    """One finished module: its terms, its spectrum with the values' error bounds, its row of layers.json, the digest of the weight
+    that they belong to, and its row of search.json (None where its shape was given)."""
 
     factors: KronFactors
     spectrum: Tensor
     error_bound: Tensor
     record: dict[str, Any]
     digest: str
+    search: dict[str, Any] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         named = {"U": self.factors.left, "V": self.factors.right, "sigma": self.factors.sigma, "spectrum": self.spectrum}
@@ -33,7 +34,7 @@ class Part:
 
     def sha256(self, key: str) -> str:
         """Of all that the file holds, in hex."""
-        seen = hashlib.sha256(f"{key}\n{json.dumps(self.record)}\n{self.digest}\n".encode())
+        seen = hashlib.sha256(f"{key}\n{json.dumps([self.record, self.search])}\n{self.digest}\n".encode())
         for name, tensor in self.tensors().items():
             seen.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             seen.update(tensor.numpy().data)
@@ -57,7 +58,8 @@ class PartFiles:
     def write(self, key: str, part: Part) -> None:
         """Raises SokaError: exit 6, the disk is full."""
         tensors = part.tensors()
-        metadata = {"key": key, "record": json.dumps(part.record), "digest": part.digest, "sha256": part.sha256(key)}
+        metadata = {"key": key, "record": json.dumps(part.record), "digest": part.digest, "search": json.dumps(part.search)}
+        metadata["sha256"] = part.sha256(key)
         with atomic_file(self.path(key), needed=sum(tensor.nbytes for tensor in tensors.values())) as path:
             save_file(tensors, path, metadata=metadata)
 
@@ -75,7 +77,8 @@ class PartFiles:
                 metadata = file.metadata() or {}
                 factors = KronFactors(*(file.get_tensor(name) for name in ("U", "V", "sigma")))
                 spectrum, error_bound = (file.get_tensor(name) for name in ("spectrum", "error_bound"))
-                part = Part(factors, spectrum, error_bound, json.loads(metadata["record"]), metadata["digest"])
+                record, search = json.loads(metadata["record"]), json.loads(metadata["search"])
+                part = Part(factors, spectrum, error_bound, record, metadata["digest"], search)
             intact = metadata["key"] == key and metadata["sha256"] == part.sha256(key)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path.name}: {type(error).__name__}: {error}") from error

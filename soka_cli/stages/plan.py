@@ -10,17 +10,18 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron.shape import KronShape
 from soka_cli.recipe.places import shown
 from soka_cli.recipe.schema import AdapterSection
+from soka_cli.run.resources import available_memory
 from soka_cli.run.write import write_json
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import Dimensions, dimensions, unmatched
 from soka_cli.stages.length import Length, length
-from soka_cli.stages.memory import Memory, estimate
+from soka_cli.stages.memory import Memory, estimate, start_memory
 from soka_cli.stages.outcome import Cell, Outcome, Table
-from soka_cli.stages.sizes import PlannedModule, adapter_sizes, adapter_totals, budget_left, planned_modules
+from soka_cli.stages.sizes import PlannedModule, adapter_sizes, adapter_totals, budget_left, lora_parameters, planned_modules
 
 SCHEMA_VERSION = 1
 WORDS = {
-    "weights": "frozen weights",
+    "weights": "weights of the base",
     "adapter": "adapter, with its start",
     "gradients": "gradients",
     "optimizer": "AdamW's two moments",
@@ -33,18 +34,20 @@ WORDS = {
 def plan(context: StageContext) -> Outcome:
     """Say what the recipe costs, and write plan.json: the fields of `figures`, below.
 
-    `from` is with every module at its smallest rank, `to` at its largest; they are equal unless a rule reads the spectrum. Under
-    rule budget the totals are what the budget comes to, and the memory is that of an even spread.
+    `from` is with every module at its smallest, `to` at its largest; they are equal unless a rule reads the spectrum or the
+    shape is searched. Under rule budget the totals are what the budget comes to, and the memory is that of an even spread.
 
         schema_version
         model       name, source, parameters
         method
-        kinds       per module type and size: kind, modules, out_features, in_features, shape {m, n, p, q} or null,
-                    term_parameters, rank, parameters, lora_parameters, each of these three {from, to}
+        kinds       per module type and size: kind, modules, out_features, in_features, shape {m, n, p, q} or null, searched
+                    (how many shapes the search compares), term_parameters or null, rank, parameters, lora_parameters, each of
+                    these three {from, to}
         totals      modules, components, parameters, lora_parameters, the last three {from, to}; for method soka lora_within, LoRA
                     of no more parameters: those of a_rank over all modules, the rank {from, to}
         training    rows, steps, tokens (null where not known), tokens_at_most, sampled
         memory      {from, to}: bytes of weights, adapter, gradients, optimizer, activations, logits, total
+        start_memory  the same for making a start from data; null for another start
 
     Needs neither weights nor a network for a local model, or one in the packaged table.
 
@@ -63,6 +66,7 @@ def plan(context: StageContext) -> Outcome:
         "totals": totals(context, base, modules),
         "training": asdict(steps),
         "memory": memory_figures(context, base, modules),
+        "start_memory": start_figures(context, base),
     }
     write(context.layout.plan, figures)
     return Outcome(
@@ -70,7 +74,7 @@ def plan(context: StageContext) -> Outcome:
         status="done",
         run=context.layout.root,
         figures=figures,
-        tables=(*modules_table(context, figures), memory_table(figures["memory"])),
+        tables=(*modules_table(context, figures), memory_table(figures["memory"]), *start_table(context, figures["start_memory"])),
         notes=tuple(notes(context, base, modules, figures, steps)),
         next_commands=(run_command(context),),
     )
@@ -104,7 +108,7 @@ def kinds(modules: Sequence[PlannedModule]) -> list[list[PlannedModule]]:
     """The modules by type, size and shape, in the model's order."""
     groups: dict[Any, list[PlannedModule]] = {}
     for one in modules:
-        key = (one.module.kind, one.module.out_features, one.module.in_features, one.shape, one.least, one.most)
+        key = (one.module.kind, one.module.out_features, one.module.in_features, *((terms.shape, terms.rank) for terms in one.choices))
         groups.setdefault(key, []).append(one)
     return list(groups.values())
 
@@ -122,10 +126,11 @@ def kind_figures(members: Sequence[PlannedModule]) -> dict[str, Any]:
         "out_features": first.module.out_features,
         "in_features": first.module.in_features,
         "shape": shape,
+        "searched": first.searched if first.searched > 1 else 0,
         "term_parameters": first.term_parameters,
         "rank": span(first.least, first.most),
-        "parameters": span(count * first.least * first.term_parameters, count * first.most * first.term_parameters),
-        "lora_parameters": span(count * first.lora_parameters(first.least), count * first.lora_parameters(first.most)),
+        "parameters": span(count * first.choices[0].parameters, count * first.choices[-1].parameters),
+        "lora_parameters": span(count * lora_parameters(first.module, first.least), count * lora_parameters(first.module, first.most)),
     }
 
 
@@ -142,7 +147,7 @@ def totals(context: StageContext, base: Dimensions, modules: Sequence[PlannedMod
         "lora_parameters": span(*counts.lora_parameters),
     }
     if context.recipe.adapter.method == "soka":
-        a_rank = sum(one.lora_parameters(1) for one in modules)
+        a_rank = sum(lora_parameters(one.module, 1) for one in modules)
         found["lora_within"] = {"a_rank": a_rank, "rank": span(*(parameters // a_rank for parameters in counts.parameters))}
     return found
 
@@ -153,6 +158,11 @@ def memory_figures(context: StageContext, base: Dimensions, modules: Sequence[Pl
         return {**asdict(memory), "total": memory.total}
 
     return {"from": figures(False), "to": figures(True)}
+
+
+def start_figures(context: StageContext, base: Dimensions) -> dict[str, int] | None:
+    memory = start_memory(context.recipe, base) if context.recipe.adapter.method == "soka" else None
+    return None if memory is None else {**asdict(memory), "total": memory.total}
 
 
 def modules_table(context: StageContext, figures: dict[str, Any]) -> tuple[Table, ...]:
@@ -178,9 +188,11 @@ def modules_table(context: StageContext, figures: dict[str, Any]) -> tuple[Table
 
 
 def size_text(kind: dict[str, Any]) -> str:
-    """The factors' sizes, or the weight's where the method has no factors of its own."""
-    shape = kind["shape"]
-    return f"{kind['out_features']}x{kind['in_features']}" if shape is None else str(KronShape(**shape))
+    """The factors' sizes, or the weight's where the method has no factors of its own or the search decides."""
+    if kind["shape"] is not None:
+        return str(KronShape(**kind["shape"]))
+    weight = f"{kind['out_features']}x{kind['in_features']}"
+    return f"{weight}, best of {kind['searched']}" if kind["searched"] else weight
 
 
 def span_text(values: dict[str, int]) -> Cell:
@@ -192,13 +204,26 @@ def span_text(values: dict[str, int]) -> Cell:
 
 
 def memory_table(memory: dict[str, Any]) -> Table:
-    """Bytes in the unit that suits the total; two columns where the ranks are not known yet."""
-    unit, digits, divisor = ("GB", 3, 1e9) if memory["to"]["total"] >= 2e9 else ("MB", 1, 1e6)
+    """Two columns where the ranks are not known yet."""
     ranged = memory["from"] != memory["to"]
-    columns = (f"{unit}, fewest terms", f"{unit}, most terms") if ranged else (unit,)
-    sides = ("from", "to") if ranged else ("from",)
-    rows = tuple((words, *(round(memory[side][name] / divisor, digits) for side in sides)) for name, words in WORDS.items())
-    return Table("Memory of one training step, estimated", ("held in memory", *columns), rows)
+    sides = {"fewest terms": memory["from"], "most terms": memory["to"]} if ranged else {"": memory["to"]}
+    return bytes_table("Memory of one training step, estimated", sides)
+
+
+def start_table(context: StageContext, memory: dict[str, int] | None) -> tuple[Table, ...]:
+    """For a start from data, what decompose holds; nothing for another start."""
+    return () if memory is None else (bytes_table(f"Memory of init {context.recipe.adapter.init}, estimated", {"": memory}),)
+
+
+def bytes_table(title: str, sides: dict[str, dict[str, int]]) -> Table:
+    """Bytes in the unit that suits the largest total, a column for each side; parts of which there is nothing are left out."""
+    unit, digits, divisor = ("GB", 3, 1e9) if max(one["total"] for one in sides.values()) >= 2e9 else ("MB", 1, 1e6)
+    columns = tuple(f"{unit}, {side}" if side else unit for side in sides)
+    named = {name: words for name, words in WORDS.items() if any(one[name] for one in sides.values())}
+    rows: list[tuple[Cell, ...]] = [
+        (words, *(round(one[name] / divisor, digits) for one in sides.values())) for name, words in named.items()
+    ]
+    return Table(title, ("held in memory", *columns), tuple(rows))
 
 
 def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModule], figures: dict[str, Any], steps: Length) -> list[str]:
@@ -208,13 +233,17 @@ def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModu
     if figures["kinds"]:
         missed = unmatched(context.recipe.adapter.target_modules, [one.name for one in base.targets])
         found += [f"{name} in target_modules matches nothing" for name in missed]
+    if any(one["searched"] for one in figures["kinds"]):
+        found.append("shape search reads the matrices: decompose tells the shapes; none costs more than the balanced one may")
     adapter = context.recipe.adapter
     if adapter.method == "soka" and adapter.rank.rule == "budget":
         found.append(budget_note(adapter, modules, trained))
-    elif trained["from"] != trained["to"]:
+    elif trained["from"] != trained["to"] and adapter.rank.rule != "fixed":
         found.append(f"rule {adapter.rank.rule} reads the spectra: decompose tells the number of terms")
     if "lora_within" in figures["totals"]:
         found.append(lora_note(**figures["totals"]["lora_within"]))
+    if (start := figures["start_memory"]) is not None:
+        found.append(start_note(context, start["total"]))
     return [*found, length_note(context, steps)]
 
 
@@ -234,6 +263,15 @@ def lora_note(a_rank: int, rank: dict[str, int]) -> str:
     if not fitting:
         return f"LoRA of no more parameters on these modules: none, rank 1 takes {a_rank:,}"
     return f"LoRA of no more parameters on these modules: {' to '.join(fitting)}"
+
+
+def start_note(context: StageContext, needed: int) -> str:
+    """A start from data loads the model; whether there is room for it here."""
+    note = f"init {context.recipe.adapter.init} loads the model in decompose, with {needed / 1e9:.2f} GB at its peak"
+    available = available_memory()
+    if available is not None and available < needed:
+        note += f"; {available / 1e9:.2f} GB of main memory are free here, so without a larger GPU decompose will refuse (exit 6)"
+    return note
 
 
 def length_note(context: StageContext, steps: Length) -> str:

@@ -12,7 +12,7 @@ from soka_cli.run.layout import RunLayout
 from soka_cli.run.stage import open_stage
 from soka_cli.run.write import atomic_folder, to_json
 from soka_cli.stages.context import StageContext
-from soka_cli.stages.decompose import COLUMNS, kind_of, kind_row
+from soka_cli.stages.decompose import COLUMNS, DECOMPOSED, kind_of, kind_row
 from soka_cli.stages.findings import Findings, Step, files_read, find, held_out_curve
 from soka_cli.stages.outcome import Cell, Outcome, Table
 from soka_cli.stages.plots import Plot, curve, score_bars, spectra
@@ -115,6 +115,7 @@ def contents(context: StageContext, findings: Findings, update_norms: dict[str, 
         "agreements": findings.agreements,
         "training": training_figures(findings),
         "decomposition": None if layers is None else {"totals": layers.totals.model_dump(), "kinds": kinds(findings)},
+        "decomposed": DECOMPOSED[context.recipe.adapter.init],
         "modules": module_rows(findings, update_norms),
         "parity": findings.parity.model_dump() if findings.parity else None,
         "recipe": to_mapping(context.recipe),
@@ -189,7 +190,7 @@ def module_rows(findings: Findings, update_norms: dict[str, float]) -> list[dict
     """layers.json with the length of the learnt update as a share of the weight's, null where there is none."""
     rows = [module.model_dump() for module in findings.layers.modules] if findings.layers else []
     for row in rows:
-        norm, energy = update_norms.get(row["name"]), row["total_energy"]
+        norm, energy = update_norms.get(row["name"]), row["total_energy"] if row["weight_energy"] is None else row["weight_energy"]
         row["relative_update"] = norm / math.sqrt(energy) if norm is not None and energy else None
     return rows
 
@@ -199,7 +200,7 @@ def module_rows(findings: Findings, update_norms: dict[str, float]) -> list[dict
 
 def drawings(context: StageContext, findings: Findings) -> list[Plot]:
     """Every plot that the run has data for, in the page's order."""
-    return [*_score_plots(findings), *_training_plots(context, findings.steps), *_spectra_plots(findings)]
+    return [*_score_plots(findings), *_training_plots(context, findings.steps), *_spectra_plots(context, findings)]
 
 
 def _score_plots(findings: Findings) -> list[Plot]:
@@ -238,13 +239,14 @@ def _training_plots(context: StageContext, steps: tuple[Step, ...]) -> list[Plot
     return plots
 
 
-def _spectra_plots(findings: Findings) -> list[Plot]:
+def _spectra_plots(context: StageContext, findings: Findings) -> list[Plot]:
+    matrices = f"{DECOMPOSED[context.recipe.adapter.init]}s"
     modules = [module for module in findings.layers.modules if module.name in findings.spectra] if findings.layers else []
     plots = []
     for kind in dict.fromkeys(module.name.rpartition(".")[2] for module in modules):
         members = [module for module in modules if module.name.rpartition(".")[2] == kind]
         ranks = [module.rank for module in members]
-        words = f"Leading singular values of the rearranged {kind} weights of {len(members)} modules; kept terms: {_span(ranks)}."
+        words = f"Leading singular values of the rearranged {kind} {matrices} of {len(members)} modules; kept terms: {_span(ranks)}."
         plots.append(spectra(f"spectra-{kind}", kind, [findings.spectra[module.name] for module in members], ranks, alt=words))
     return plots
 

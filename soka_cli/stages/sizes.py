@@ -1,4 +1,4 @@
-"""How many parameters an adapter has on a base model: module by module, and for ranks not known yet, as a range."""
+"""How many parameters an adapter has on a base model: module by module, and for ranks and shapes not known yet, as a range."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,32 +6,74 @@ from dataclasses import dataclass
 from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron.rank import RankRule
-from soka_cli.kron.shape import KronShape, choose_shape
+from soka_cli.kron import KronShape, RankRule, affordable, balanced, choose_shape, search_budget
 from soka_cli.recipe.schema import AdapterSection
 from soka_cli.stages.allocation import spread_evenly
 from soka_cli.stages.dimensions import LinearModule
 
 
 @dataclass(frozen=True)
-class PlannedModule:
-    """One module that the adapter is put on; `shape` is None where the method knows none. Ranks are the least and the most;
-    `even` is the one that it has where a budget is spread evenly, None under other rules."""
+class Terms:
+    """What one module may get: `rank` terms of a shape; None where the method knows no shapes."""
 
     module: LinearModule
     shape: KronShape | None
-    least: int
-    most: int
-    even: int | None = None
+    rank: int
 
     @property
-    def term_parameters(self) -> int:
-        """Parameters of one term (SoKA), or of one rank (LoRA)."""
-        return self.shape.term_parameters if self.shape else self.lora_parameters(1)
+    def room(self) -> int:
+        """Terms that the shape has room for."""
+        return self.shape.max_rank if self.shape else self.rank
 
-    def lora_parameters(self, rank: int) -> int:
-        """What LoRA trains here at this rank: r (out + in)."""
-        return rank * (self.module.out_features + self.module.in_features)
+    @property
+    def parameters(self) -> int:
+        return self.shape.parameters(self.rank) if self.shape else lora_parameters(self.module, self.rank)
+
+
+@dataclass(frozen=True)
+class PlannedModule:
+    """One module that the adapter is put on, with all that it may get, by number of parameters.
+
+    There is one choice where shape and rank are settled, two (fewest and most terms) where a rule reads the spectrum, and as
+    many for each shape where the shape is searched. `even` is what it has where a budget is spread evenly, None under other rules.
+    """
+
+    module: LinearModule
+    choices: tuple[Terms, ...]
+    even: Terms | None = None
+
+    @property
+    def shape(self) -> KronShape | None:
+        """The factors' sizes; None where the method knows none, or the search decides."""
+        return self.choices[0].shape if self.searched == 1 else None
+
+    @property
+    def searched(self) -> int:
+        """How many shapes are compared."""
+        return len({one.shape for one in self.choices})
+
+    @property
+    def term_parameters(self) -> int | None:
+        """Parameters of one term (SoKA), or of one rank (LoRA); None where the search decides."""
+        return Terms(self.module, self.shape, 1).parameters if self.searched == 1 else None
+
+    @property
+    def term_costs(self) -> list[int]:
+        """Parameters of one term of every shape that it may get."""
+        return sorted({Terms(one.module, one.shape, 1).parameters for one in self.choices})
+
+    @property
+    def least(self) -> int:
+        return min(one.rank for one in self.choices)
+
+    @property
+    def most(self) -> int:
+        return max(one.rank for one in self.choices)
+
+
+def lora_parameters(module: LinearModule, rank: int) -> int:
+    """What LoRA trains at this rank: r (out + in)."""
+    return rank * (module.out_features + module.in_features)
 
 
 @dataclass(frozen=True)
@@ -42,17 +84,17 @@ class AdapterSizes:
         trained: trained parameters.
         kept: values kept beside them: theta0 (SoKA), the start (PiSSA).
         components: terms (SoKA) or ranks (LoRA) in all.
-        ranks: each adapted module with its terms or rank.
+        terms: what each adapted module gets.
     """
 
     trained: int
     kept: int
     components: int
-    ranks: tuple[tuple[PlannedModule, int], ...]
+    terms: tuple[Terms, ...]
 
 
 def planned_modules(section: AdapterSection, targets: Sequence[LinearModule]) -> list[PlannedModule]:
-    """Shape and range of ranks of every target. None for method full, which has no adapter.
+    """What every target may get. Empty for method full, which has no adapter.
 
     Raises:
         SokaError: exit 2 where a shape does not divide a weight, naming the module and the nearest sizes that do, or where a
@@ -61,26 +103,39 @@ def planned_modules(section: AdapterSection, targets: Sequence[LinearModule]) ->
     if section.method == "full":
         return []
     if section.method != "soka":
-        rank = section.rank.value or 1
-        return [PlannedModule(module, None, rank, rank) for module in targets]
-    shapes = {module.name: shape_of(section, module) for module in targets}
+        return [PlannedModule(module, (Terms(module, None, section.rank.value or 1),)) for module in targets]
     if section.rank.rule == "budget":
-        return budgeted(section, targets, shapes)
-    return [planned(section, module, shapes[module.name]) for module in targets]
+        return budgeted(section, targets)
+    return [PlannedModule(module, choices(section, module)) for module in targets]
 
 
-def planned(section: AdapterSection, module: LinearModule, shape: KronShape) -> PlannedModule:
-    """A rule that reads the spectrum may keep 1 to max terms; no shape has room for more than its max_rank."""
-    rank = section.rank
-    if rank.rule == "fixed":
-        fixed = min(rank.value or 1, shape.max_rank)
-        return PlannedModule(module, shape, fixed, fixed)
-    return PlannedModule(module, shape, 1, min(rank.max, shape.max_rank))
+def choices(section: AdapterSection, module: LinearModule) -> tuple[Terms, ...]:
+    """All that the module may get, by number of parameters.
 
+    A rule that reads the spectrum may keep 1 to max terms; no shape has room for more than its max_rank.
 
-def budgeted(section: AdapterSection, targets: Sequence[LinearModule], shapes: Mapping[str, KronShape]) -> list[PlannedModule]:
-    """A budget may keep from `floor` terms in a module to `max`, and to what is left when the others have their floors."""
+    A search takes any of the shapes that its budget pays for, with at most as many terms as it pays for.
+    """
     rule = RankRule.from_mapping(section.rank.model_dump(exclude_none=True))
+    shape = shape_of(section, module)
+    if shape is not None:
+        found = [Terms(module, shape, rule.most_terms(shape.max_rank))]
+    else:
+        size = module.out_features, module.in_features
+        found = [Terms(module, one, terms) for one, terms in affordable(*size, search_budget(rule, *size))]
+    if rule.rule != "fixed":
+        found = list(dict.fromkeys([*(Terms(module, one.shape, 1) for one in found), *found]))
+    return tuple(sorted(found, key=lambda one: one.parameters))
+
+
+def budgeted(section: AdapterSection, targets: Sequence[LinearModule]) -> list[PlannedModule]:
+    """A budget may keep from `floor` terms in a module to `max`, and to what is left when the others have their floors.
+
+    Where the shape is searched, the balanced one stands for it in the even spread: none may spend more than that may.
+    """
+    rule = RankRule.from_mapping(section.rank.model_dump(exclude_none=True))
+    given = {module.name: shape_of(section, module) for module in targets}
+    shapes = {one.name: given[one.name] or balanced(one.out_features, one.in_features) for one in targets}
     even = spread_evenly(rule, shapes)
     floors = {name: min(rule.floor, shape.max_rank) for name, shape in shapes.items()}
     spare = (rule.parameters or 0) - sum(shape.parameters(floors[name]) for name, shape in shapes.items())
@@ -88,12 +143,17 @@ def budgeted(section: AdapterSection, targets: Sequence[LinearModule], shapes: M
     for module in targets:
         shape, floor = shapes[module.name], floors[module.name]
         most = min(rule.most_terms(shape.max_rank), floor + spare // shape.term_parameters)
-        found.append(PlannedModule(module, shape, floor, most, even[module.name].rank))
+        ranged = tuple(Terms(module, shape, rank) for rank in dict.fromkeys((floor, most)))
+        options = ranged if given[module.name] else choices(section, module)
+        found.append(PlannedModule(module, options, Terms(module, shape, even[module.name].rank)))
     return found
 
 
-def shape_of(section: AdapterSection, module: LinearModule) -> KronShape:
-    """The module's factor sizes: `shape_pattern` by full name, then by the first pattern that its end matches, then `shape`."""
+def shape_of(section: AdapterSection, module: LinearModule) -> KronShape | None:
+    """The module's factor sizes: `shape_pattern` by full name, then by the first pattern that its end matches, then `shape`.
+
+    None where they are to be searched.
+    """
     choice = plain(pattern_choice(section.shape_pattern, module.name) or section.shape)
     try:
         return choose_shape(choice, module.out_features, module.in_features)
@@ -118,15 +178,15 @@ def plain(choice: Any) -> Any:
 
 
 def adapter_sizes(section: AdapterSection, modules: Sequence[PlannedModule], *, most: bool) -> AdapterSizes:
-    """The adapter's counts with every module at its largest rank (`most`), or at its smallest; of a budget, spread evenly, which
-    keeps the most activations."""
-    ranks = tuple((one, one.even if one.even is not None else one.most if most else one.least) for one in modules)
-    trained = sum(one.term_parameters * rank for one, rank in ranks)
+    """The adapter's counts with every module at its largest (`most`), or at its smallest; of a budget, spread evenly, which keeps the
+    most activations."""
+    terms = tuple(one.even or one.choices[-1 if most else 0] for one in modules)
+    trained = sum(one.parameters for one in terms)
     return AdapterSizes(
         trained=trained,
         kept=trained if section.method in ("soka", "pissa") else 0,
-        components=sum(rank for _, rank in ranks),
-        ranks=ranks,
+        components=sum(one.even.rank if one.even else one.most if most else one.least for one in modules),
+        terms=terms,
     )
 
 
@@ -144,16 +204,18 @@ def adapter_totals(section: AdapterSection, modules: Sequence[PlannedModule]) ->
     least, most = (adapter_sizes(section, modules, most=most) for most in (False, True))
     if section.method == "soka" and section.rank.rule == "budget" and (unspent := budget_left(section, modules)) is not None:
         budget = section.rank.parameters or 0
-        costs = sorted(one.term_parameters for one in modules)
-        rows = sorted(one.lora_parameters(1) for one in modules)
+        costs = sorted(cost for one in modules for cost in one.term_costs)
+        rows = sorted(lora_parameters(one.module, 1) for one in modules)
         spent = (budget - unspent, budget) if costs[0] < costs[-1] else (least.trained, most.trained)
         components = (-(-spent[0] // costs[-1]), spent[1] // costs[0])
         return Totals(components, spent, (components[0] * rows[0], components[1] * rows[-1]))
-    return Totals(
-        (least.components, most.components),
-        (least.trained, most.trained),
-        (_lora_parameters(least), _lora_parameters(most)),
-    )
+    like = [sum(lora_parameters(one.module, rank) for one, rank in zip(modules, ranks, strict=True)) for ranks in _ranks(modules)]
+    return Totals((least.components, most.components), (least.trained, most.trained), (like[0], like[1]))
+
+
+def _ranks(modules: Sequence[PlannedModule]) -> tuple[list[int], list[int]]:
+    """Each module's least rank, and its most; of a budget, those of the even spread."""
+    return [one.even.rank if one.even else one.least for one in modules], [one.even.rank if one.even else one.most for one in modules]
 
 
 def budget_left(section: AdapterSection, modules: Sequence[PlannedModule]) -> int | None:
@@ -162,12 +224,11 @@ def budget_left(section: AdapterSection, modules: Sequence[PlannedModule]) -> in
     It is less than the cheapest term that is left. Where the modules whose terms cost up to c would take more than the total, one of
     their terms is left, so less than c stays unspent.
     """
-    room = [(one.term_parameters, one.least, min(section.rank.max, one.shape.max_rank)) for one in modules if one.shape]
-    for cost in sorted({cost for cost, _, _ in room}):
-        if sum(each * (most if each <= cost else least) for each, least, most in room) > (section.rank.parameters or 0):
+    budget, costs = section.rank.parameters or 0, [cost for one in modules for cost in one.term_costs]
+    if any(one.searched > 1 for one in modules):
+        return max(costs) - 1 if sum(one.choices[-1].parameters for one in modules) > budget else None
+    room = [(cost, one.least, min(section.rank.max, one.choices[-1].room)) for one in modules for cost in one.term_costs]
+    for cost in sorted(set(costs)):
+        if sum(each * (most if each <= cost else least) for each, least, most in room) > budget:
             return cost - 1
     return None
-
-
-def _lora_parameters(sizes: AdapterSizes) -> int:
-    return sum(one.lora_parameters(rank) for one, rank in sizes.ranks)

@@ -1,7 +1,6 @@
 """train: rows, base and start -> train/adapter (or train/model), through transformers' Trainer."""
 
 import os
-import random
 import shlex
 import warnings
 from dataclasses import dataclass, replace
@@ -18,14 +17,12 @@ from soka_cli.adapter import attach_factors
 from soka_cli.adapter.methods import peft_config
 from soka_cli.adapter.pissa import adapter_factors, attach_initial, save_converted
 from soka_cli.data.batch import Collator
-from soka_cli.data.encode import EncodedRow, encode_rows
-from soka_cli.data.load import load_rows, source_digest
+from soka_cli.data.encode import EncodedRow
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.base import load_base, load_tokenizer, pick_device
 from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
-from soka_cli.recipe.schema import SourceSection
 from soka_cli.run.interrupt import interrupts_wait
 from soka_cli.run.lines import AppendFile
 from soka_cli.run.resources import require_space
@@ -36,6 +33,7 @@ from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import decompose, decompose_inputs
 from soka_cli.stages.metrics import MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
+from soka_cli.stages.rows import data_inputs, encode, read_rows
 from soka_cli.stages.steps import steps_in_all
 from soka_cli.stages.trainer import RunTrainer
 
@@ -91,19 +89,14 @@ def _figures_of(path: Path) -> dict[str, Any]:
 
 
 def train_inputs(context: StageContext) -> dict[str, Any]:
-    """What the result depends on; local data by its digest, so that a moved run directory stays valid."""
+    """What the result depends on."""
     section = context.recipe.model
     checkpoint = Checkpoint(snapshot(section.name, revision=section.revision, offline=context.offline))
-    recipe = to_mapping(context.recipe)
-    data = dict(recipe["data"])
-    for name in ("train", "validation"):
-        source = data.get(name)
-        if source and source.get("path") and (digest := source_digest(source["path"])):
-            data[name] = {key: value for key, value in source.items() if key != "path"} | {"sha256": digest}
+    train = to_mapping(context.recipe)["train"]
     return {
         **decompose_inputs(context, checkpoint.digest),
-        "data": data,
-        "train": {key: value for key, value in recipe["train"].items() if key not in SPEED_OPTIONS},
+        "data": data_inputs(context.recipe),
+        "train": {key: value for key, value in train.items() if key not in SPEED_OPTIONS},
     }
 
 
@@ -193,45 +186,12 @@ class _Training:
     # ---- data
 
     def _rows(self) -> _Rows:
-        data = self.recipe.data
-        everything = self._load(data.train)
-        held_out: list[dict[str, Any]] = []
-        validation = data.validation
-        if validation is not None and validation.path is not None:
-            source = data.train.model_copy(
-                update={
-                    "path": validation.path,
-                    "revision": None,
-                    "split": validation.split or data.train.split,
-                    "rows": validation.rows,
-                }
-            )
-            held_out = self._load(source)
-        elif validation is not None and validation.fraction is not None:
-            everything, held_out = _split(everything, validation.fraction, self.recipe.seed)
-        training = self._encode(everything, data.train, "train")
-        return _Rows(training, self._encode(held_out, data.train, "validation") if held_out else [])
+        training, held_out = read_rows(self.context)
+        return _Rows(self._encode(training, "train"), self._encode(held_out, "validation") if held_out else [])
 
-    def _load(self, source: SourceSection) -> list[dict[str, Any]]:
-        return load_rows(
-            source.path,
-            revision=source.revision,
-            config=source.config,
-            split=source.split,
-            rows=source.rows,
-            filter=source.filter,
-            offline=self.context.offline,
-        )
-
-    def _encode(self, rows: list[dict[str, Any]], source: SourceSection, name: str) -> list[EncodedRow]:
-        data = self.recipe.data
-        encoded, ledger = encode_rows(self.tokenizer, rows, source=source, template=data.template, max_length=data.max_length)
+    def _encode(self, rows: list[dict[str, Any]], name: str) -> list[EncodedRow]:
+        encoded, ledger = encode(self.context, self.tokenizer, rows, name)
         self.ledgers[name] = ledger.to_mapping()
-        say = self.context.reporter
-        if ledger.truncated:
-            say.warn(f"{name}: {ledger.truncated} of {ledger.read} rows are cut at {data.max_length} tokens and do not learn to end.")
-        for reason, count in ledger.dropped.items():
-            say.warn(f"{name}: {count} of {ledger.read} rows are left out: {reason}.")
         return encoded
 
     # ---- model
@@ -376,23 +336,6 @@ def _pin(arguments: TrainingArguments, device: torch.device) -> None:
     torch.cuda.set_device(chosen)
     arguments.__dict__["_setup_devices"] = chosen  # the cached property behind `arguments.device`
     arguments._n_gpu = 1
-
-
-def _split(rows: list[dict[str, Any]], fraction: float, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows to learn from and held-out rows, both in their order; which ones are held out depends on the seed alone."""
-    count = max(1, round(fraction * len(rows)))
-    if count >= len(rows):
-        raise SokaError(
-            f"A validation fraction of {fraction:g} leaves none of {len(rows)} rows to learn from.",
-            where="data.validation.fraction",
-            hint="lower the fraction or drop data.validation",
-            exit_code=ExitCode.DATA,
-        )
-    chosen = set(random.Random(seed).sample(range(len(rows)), count))
-    return (
-        [row for index, row in enumerate(rows) if index not in chosen],
-        [row for index, row in enumerate(rows) if index in chosen],
-    )
 
 
 def _outcome(context: StageContext, figures: dict[str, Any], status: Any) -> Outcome:

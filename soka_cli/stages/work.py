@@ -21,10 +21,9 @@ from soka_cli.stages.dimensions import unmatched
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done for one module: where its weight lies, how it is split, and the key of its part file."""
+    """What is to be done for one module: where its weight lies, and the key of its part file."""
 
     weight: StoredWeight
-    shape: KronShape
     key: str
 
     @property
@@ -35,7 +34,7 @@ class Work:
     @property
     def cost(self) -> int:
         """Time that the module takes, up to a common factor: the solver goes through every entry of the weight equally often."""
-        return self.shape.out_features * self.shape.in_features
+        return self.weight.target.out_features * self.weight.target.in_features
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,19 @@ def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any
     found = targets(model, context.recipe.adapter.target_modules)
     refuse_tied(found.values())
     stored = stored_weights(model, checkpoint, list(found.values()))
-    keys = {name: json_digest({"soka": __version__, "inputs": inputs, "module": name}) for name in found}
-    works = tuple(Work(stored[name], shape_of(context, target), keys[name]) for name, target in found.items())
+    shapes = {name: shape_asked(context, target) for name, target in found.items()}
     config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
-    if config.rank_rule.rule == "budget":
-        spread_evenly(config.rank_rule, {work.name: work.shape for work in works})  # refuses a total that is too small
-    return Plan(works, tuple(warnings(context, model, found)))
+    if config.rank_rule.rule == "budget" and (known := {name: shape for name, shape in shapes.items() if shape}):
+        spread_evenly(config.rank_rule, known)  # refuses a total that is too small
+    works = (Work(stored[name], json_digest({"soka": __version__, "inputs": inputs, "module": name})) for name in found)
+    return Plan(tuple(works), tuple(warnings(context, model, found)))
 
 
-def shape_of(context: StageContext, target: Target) -> KronShape:
-    """The module's factor sizes; exit 2 where those asked for do not divide its weight's."""
+def shape_asked(context: StageContext, target: Target) -> KronShape | None:
+    """The factor sizes asked for, None where they are to be searched; exit 2 where they do not divide the weight's."""
     config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
     try:
-        shape: KronShape = config.shape_of(target.name, target.out_features, target.in_features)
+        shape: KronShape | None = config.shape_of(target.name, target.out_features, target.in_features)
     except ValueError as error:
         raise SokaError(
             "the shape asked for does not fit a target's weight",

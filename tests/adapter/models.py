@@ -65,3 +65,8 @@ def train_a_little(network: nn.Module, size: float = 0.1, adapter: str = "defaul
 
 def forbidden(*_: Any, **__: Any) -> Callable[..., Any]:
     raise AssertionError("a weight was decomposed")
+
+
+def config_targets(network: nn.Module, kind: str = "llama") -> list[str]:
+    """Full names of the modules that `config` targets."""
+    return [name for name, _ in network.named_modules() if name.rpartition(".")[2] in TARGETS[kind]]

@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from soka_cli.adapter import FactorFile, attach_factors, layer, weight_digest, write_factors
+from soka_cli.adapter import FactorFile, attach_factors, layer, start, weight_digest, write_factors
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron import KronFactors, KronShape
 from tests.adapter import models
@@ -69,7 +69,7 @@ def test_attaching_equals_decomposing_and_decomposes_nothing(tmp_path: Path, mon
     fresh_config = models.config(kind)
     fresh = get_peft_model(models.model(kind), fresh_config)
     write_factors(tmp_path / "f.safetensors", *decomposed(kind), base="tiny")
-    monkeypatch.setattr(layer, "decompose_weight", models.forbidden)
+    monkeypatch.setattr(start, "decompose_weight", models.forbidden)
     config = models.config(kind, rank={"rule": "min"})
     attached = attach_factors(models.model(kind), config, tmp_path / "f.safetensors")
     state, expected = attached.state_dict(), fresh.state_dict()

@@ -21,7 +21,7 @@ from peft import (
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file
 
-from soka_cli.adapter import SokaConfig, SokaModel, layer, register
+from soka_cli.adapter import SokaConfig, SokaModel, register, start
 from tests.adapter import models
 
 
@@ -36,7 +36,7 @@ def trained(tmp_path: Path) -> tuple[PeftModel, Path]:
 
 @pytest.fixture
 def no_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer, "decompose_weight", models.forbidden)
+    monkeypatch.setattr(start, "decompose_weight", models.forbidden)
 
 
 # ---- registration
@@ -109,7 +109,7 @@ def test_a_config_survives_save_and_load_unchanged(tmp_path: Path) -> None:
         ({"rank": {"rule": "median"}}, "rank.rule 'median' is none of"),
         ({"rank": {"rule": "fixed"}}, "needs a value"),
         ({"rank": {"tau": 0.9, "tua": 1}}, "rank has no tua"),
-        ({"init": "gradient"}, "init is 'gradient'; there is: weight"),
+        ({"init": "zeros"}, "init is 'zeros'; there are: weight, random, gradient, early-update"),
         ({"shape": "square"}, "shape 'square' is none of"),
         ({"shape_pattern": {"q_proj": {"m": 2}}}, "is none of"),
         ({"target_modules": "q.*", "layers_to_transform": [0]}, "`layers_to_transform` cannot be used"),
@@ -172,7 +172,7 @@ def test_loading_restores_the_function_without_decomposing(
     trained: tuple[PeftModel, Path], monkeypatch: pytest.MonkeyPatch, low_cpu_mem_usage: bool
 ) -> None:
     adapted, folder = trained
-    monkeypatch.setattr(layer, "decompose_weight", models.forbidden)
+    monkeypatch.setattr(start, "decompose_weight", models.forbidden)
     loaded = PeftModel.from_pretrained(models.model(), folder, low_cpu_mem_usage=low_cpu_mem_usage)
     assert torch.equal(models.output(loaded), models.output(adapted))
 

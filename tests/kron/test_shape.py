@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from soka_cli.kron import KronShape, balanced, blocked, choose_shape, divisors, explicit
+from soka_cli.kron import KronShape, affordable, balanced, blocked, choose_shape, divisors, explicit
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,33 @@ def test_a_recipes_value_chooses_the_shape() -> None:
     assert choose_shape({"m": 64, "n": 1}, 64, 64) == KronShape(64, 1, 1, 64)
 
 
+def test_a_search_is_no_shape_yet() -> None:
+    assert choose_shape("search", 64, 64) is None
+
+
+def test_affordable_shapes_are_all_divisor_pairs_once_cheapest_first() -> None:
+    every = affordable(12, 18, 10**6)
+    pairs = {(m, n) for m in divisors(12) for n in divisors(18)}
+    twins = {(12, 1), (12, 18)}, {(1, 18), (1, 1)}
+    found = [(shape.m, shape.n) for shape, _ in every]
+    assert len(found) == len(set(found)) == len(pairs) - 2
+    assert all(len(set(found) & {one, other}) == 1 for one, other in (((12, 1), (1, 18)), ((12, 18), (1, 1)))), twins
+    costs = [shape.term_parameters for shape, _ in every]
+    assert costs == sorted(costs)
+    assert every[0][0] == balanced(12, 18)
+    assert all(terms == shape.max_rank for shape, terms in every)
+
+
+@pytest.mark.parametrize("size", [(1, 24), (24, 1), (1, 1), (7, 13)])
+def test_swapped_factors_are_left_out_where_the_sizes_are_narrow_too(size: tuple[int, int]) -> None:
+    every = [shape for shape, _ in affordable(*size, 10**6)]
+    assert every[0] == balanced(*size)
+    assert len([shape for shape in every if shape.max_rank == 1]) == 1
+
+
 @pytest.mark.parametrize("choice", ["square", {"m": 4}, {"block": 4, "m": 4}, {"block": "4"}, {"block": True}, {}])
 def test_another_value_is_refused_with_what_there_is(choice: object) -> None:
-    with pytest.raises(ValueError, match=r"none of: balanced, \{block: 64\}, \{m: 64, n: 64\}"):
+    with pytest.raises(ValueError, match=r"none of: balanced, search, \{block: 64\}, \{m: 64, n: 64\}"):
         choose_shape(choice, 64, 64)  # type: ignore[arg-type]
 
 

@@ -36,6 +36,14 @@ def test_the_base_comes_in_the_recipes_type(folder: Path, dtype: Any) -> None:
     assert not model.training
 
 
+def test_an_encoders_tokenizer_ends_a_text_with_its_separator(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(pad=True)
+    tokenizer.eos_token, tokenizer.sep_token = None, "</s>"
+    tokenizer.save_pretrained(tmp_path)
+    tiny_model().config.save_pretrained(tmp_path)
+    assert load_tokenizer(ModelSection(name=str(tmp_path))).eos_token == "</s>"
+
+
 def test_a_tokenizer_without_pad_pads_with_eos_and_keeps_its_vocabulary(folder: Path) -> None:
     tokenizer = load_tokenizer(ModelSection(name=str(folder)))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2

@@ -137,6 +137,15 @@ def test_another_method_or_rule_sends_away_what_only_the_earlier_one_read(texts:
         assert adapter == expected
 
 
+def test_another_start_sends_away_what_only_the_earlier_one_read(folder: Path) -> None:
+    write(folder, "good.yaml", GOOD.replace("method: soka", "method: soka\n  init: early-update\n  init_rows: 8\n  init_lr: 1e-3"))
+    kept = to_mapping(load_recipe("good").recipe)["adapter"]
+    assert (kept["init_rows"], kept["init_steps"], kept["init_lr"]) == (8, 10, 1e-3)
+    gradient = to_mapping(load_recipe("good", ["adapter.init=gradient"]).recipe)["adapter"]
+    assert gradient["init_rows"] == 8 and not {"init_steps", "init_lr"} & gradient.keys()
+    assert not {name for name in to_mapping(load_recipe("good", ["adapter.init=weight"]).recipe)["adapter"] if name.startswith("init_")}
+
+
 def test_epochs_send_inherited_steps_away_and_the_reverse(folder: Path) -> None:
     assert load_recipe("good", ["train.epochs=2"]).recipe.train.steps is None
     assert load_recipe("gsm8k", ["train.steps=2"]).recipe.train.epochs is None
@@ -233,6 +242,9 @@ def test_a_packaged_adapter_can_be_laid_over_a_packaged_recipe(name: str, folder
         ["adapter={method: pissa, rank: {rule: fixed, value: 4}}"],
         ["adapter.rank={rule: energy, tau: 0.8, spectrum: full}"],
         ["adapter.shape={m: 4, n: 8}", "adapter.shape_pattern={v_proj: balanced, 'k.*': {block: 2}}", "train.sigma_lr=1e-3"],
+        ["adapter.shape=search", "adapter.shape_pattern={v_proj: search}", "adapter.init=early-update", "adapter.init_steps=3"],
+        ["adapter.init=random", "adapter.shape={block: 32}"],
+        ["adapter.init=gradient"],
         ["data.validation={path: more.jsonl, rows: 5}", "data.train.filter={lang: python}", "train.epochs=2.5"],
         ["adapter.target_modules=all-linear", "eval=[]", "data.train={path: acme/x, task: gsm8k}"],
     ],

@@ -33,15 +33,30 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
         "rule: elbow, elbow: knee",
         [(6, "knee is not available; available: gap, relative-gap, chord")],
     ),
-    "a shape that is not there yet": (
+    "a shape that there is not": (
         "  method: soka",
-        "  method: soka\n  shape: search",
-        [(5, "available: balanced, {block: 64}, {m: 64, n: 64}")],
+        "  method: soka\n  shape: square",
+        [(5, "available: balanced, search, {block: 64}, {m: 64, n: 64}")],
     ),
-    "a start that is not there yet": (
+    "a start that there is not": (
         "  method: soka",
-        "  method: soka\n  init: gradient",
-        [(5, "gradient is not available; available: weight")],
+        "  method: soka\n  init: gradients",
+        [(5, "gradients is not available; did you mean gradient? available: weight, random, gradient, early-update")],
+    ),
+    "a start that does not read it": (
+        "  method: soka",
+        "  method: soka\n  init: gradient\n  init_lr: 1e-4",
+        [(6, "adapter: init gradient does not read init_lr; drop it, or write init: early-update")],
+    ),
+    "an option of the data's starts alone": (
+        "  method: soka",
+        "  method: soka\n  init_rows: 8",
+        [(5, "init weight does not read init_rows; drop it, or write init: gradient or early-update")],
+    ),
+    "a start's option under another method": (
+        "method: soka",
+        "method: lora\n  init_rows: 8",
+        [(5, "method lora does not read init_rows; drop it")],
     ),
     "a typo in a value": (
         "template: plain",
@@ -57,7 +72,7 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
     "a shape that is a number": (
         "  method: soka",
         "  method: soka\n  shape: 64",
-        [(5, "adapter.shape is no shape; write balanced, {block: 64}")],
+        [(5, "adapter.shape is no shape; write balanced, search, {block: 64}")],
     ),
     "a shape pattern's value": ("  method: soka", "  method: soka\n  shape_pattern: {q_proj: {blok: 2}}", [(5, "did you mean block?")]),
     "a shape pattern that is no pattern": (

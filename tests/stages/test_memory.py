@@ -9,7 +9,7 @@ from torch import nn
 from soka_cli.adapter.methods import peft_config
 from soka_cli.recipe.load import load_recipe
 from soka_cli.stages.dimensions import of_llama
-from soka_cli.stages.memory import estimate
+from soka_cli.stages.memory import estimate, start_memory
 from soka_cli.stages.sizes import adapter_sizes, planned_modules
 
 FACTS: dict[str, Any] = {
@@ -65,3 +65,20 @@ def test_estimated_activations_are_what_autograd_saves(adapter: str, precision: 
         model = get_peft_model(model, peft_config(recipe.adapter, seed=0))
     measured = saved_bytes(model.train(), autocast=precision == "bf16")
     assert estimate(recipe, base, sizes).activations == pytest.approx(measured, rel=tolerance)
+
+
+@pytest.mark.parametrize("targets", ["[q_proj, v_proj]", "all-linear"])
+@pytest.mark.parametrize("init", ["gradient", "early-update"])
+def test_estimated_activations_of_a_start_are_what_autograd_saves(init: str, targets: str) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    overrides = [f"adapter={{target_modules: {targets}, init: {init}}}", f"train.micro_batch_size={ROWS}", f"data.max_length={LENGTH}"]
+    recipe = load_recipe("gsm8k", overrides).recipe
+    base = of_llama(FACTS, recipe.adapter.target_modules, source="test")
+    dtype = torch.bfloat16 if init == "gradient" else torch.float32
+    model: Any = LlamaForCausalLM(LlamaConfig(**FACTS)).to(dtype).requires_grad_(False).eval()
+    for module in base.targets:
+        model.get_submodule(module.name).weight.requires_grad_(True)
+    estimated = start_memory(recipe, base)
+    assert estimated is not None
+    assert estimated.activations == pytest.approx(saved_bytes(model, autocast=False), rel=0.25)
