@@ -48,17 +48,13 @@ def pick_device(choice: str) -> str:
 
 def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTrainedTokenizerBase:
     """The base model's tokenizer. Where it has no pad token (Llama 2), padding is EOS: the vocabulary stays as it is,
-    so whoever pads hands over an attention mask and labels of its own instead of reading them off the pad id."""
+    so whoever pads hands over an attention mask and labels of its own instead of reading them off the pad id.
+
+    Raises:
+        SokaError: exit 3, where it cannot be loaded, or has no EOS token and so could end no answer.
+    """
     folder = snapshot(section.name, revision=section.revision, offline=offline, weights=False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise base_error(
-            "the base model's tokenizer cannot be loaded",
-            where=str(folder),
-            why=f"{type(error).__name__}: {str(error).strip()[:300]}",
-            hint="copy tokenizer.json and tokenizer_config.json (or tokenizer.model) from the model's source into the folder",
-        ) from None
+    tokenizer = read_tokenizer(folder)
     if tokenizer.eos_token_id is None:
         raise base_error(
             "the base model's tokenizer has no EOS token, so no answer could end",
@@ -68,6 +64,19 @@ def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTraine
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder as it is; an encoder's has no EOS token. Exit 3 where it cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise base_error(
+            "the base model's tokenizer cannot be loaded",
+            where=str(folder),
+            why=f"{type(error).__name__}: {str(error).strip()[:300]}",
+            hint="copy tokenizer.json and tokenizer_config.json (or tokenizer.model) from the model's source into the folder",
+        ) from None
 
 
 def load_base(section: ModelSection, *, device: str = "cpu", offline: bool = False) -> PreTrainedModel:

@@ -15,9 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -42,13 +41,14 @@ class WorkersFailed(Exception):  # noqa: N818 - no fault of this process
         self.code = code
 
 
-@dataclass(frozen=True)
+@dataclass
 class Worker:
     """This process among `count`: `rank` over all machines, `local_rank` on its own. Alone it is 0 of 1."""
 
     rank: int = 0
     local_rank: int = 0
     count: int = 1
+    _connected: "TCPStore | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
     def here(cls) -> "Worker":
@@ -77,7 +77,7 @@ class Worker:
             nonlocal told
             told = True
             if self.count > 1:
-                self._store.set(f"soka/{stage}", word)
+                self._store().set(f"soka/{stage}", word)
 
         try:
             yield lambda: tell("go")
@@ -89,7 +89,7 @@ class Worker:
     def _outlast(self, stage: str) -> None:
         """Where this process keeps the store, let the others hear its word before it ends."""
         until = time.monotonic() + CONNECT.total_seconds()
-        while self.count > 1 and self._keeps_store and self._store.add(f"soka/{stage}/heard", 0) < self.count - 1:
+        while self.count > 1 and self._keeps_store and self._store().add(f"soka/{stage}/heard", 0) < self.count - 1:
             if time.monotonic() > until:
                 return
             time.sleep(0.05)
@@ -101,9 +101,9 @@ class Worker:
             SokaError: exit 3, where it gave none.
         """
         try:
-            self._store.wait([f"soka/{stage}"], PATIENCE)
-            word = self._store.get(f"soka/{stage}")
-            self._store.add(f"soka/{stage}/heard", 1)
+            self._store(PATIENCE).wait([f"soka/{stage}"], PATIENCE)
+            word = self._store().get(f"soka/{stage}")
+            self._store().add(f"soka/{stage}/heard", 1)
             return word == b"go"
         except RuntimeError as error:
             raise SokaError(
@@ -119,7 +119,7 @@ class Worker:
         if self.count == 1:
             return True
         try:
-            return self._store.add("soka/errors", 1) == 1
+            return self._store().add("soka/errors", 1) == 1
         except (RuntimeError, KeyError, ImportError):
             return True
 
@@ -127,19 +127,23 @@ class Worker:
     def _keeps_store(self) -> bool:
         return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
-    @cached_property
-    def _store(self) -> "TCPStore":
-        """Keys and values that all the processes see, kept by the launcher, or by the first process where the launcher has none."""
+    def _store(self, patience: timedelta = CONNECT) -> "TCPStore":
+        """Keys and values that all the processes see, kept by the launcher, or by the first process where the launcher has none.
+
+        RuntimeError where nobody has kept them for as long as `patience`.
+        """
         from torch.distributed import TCPStore
 
-        return TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=self._keeps_store,
-            timeout=CONNECT,
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
+        if self._connected is None:
+            self._connected = TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=self._keeps_store,
+                timeout=patience,
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        return self._connected
 
 
 def in_processes(command: str, count: int) -> bool:
