@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 LAUNCHER = "SOKA_LAUNCHER"  # process id of the soka that started this one
 SET_PARENT_DEATH_SIGNAL = 1  # prctl's number for it, on Linux
-CONNECT = timedelta(seconds=20)
+CONNECT = timedelta(seconds=5)
 PATIENCE = timedelta(minutes=30)  # for the first process to find the base and open the run directory
 
 
@@ -53,10 +54,7 @@ class Worker:
     @classmethod
     def here(cls) -> "Worker":
         """The place that a launcher gave this process; alone where none did."""
-        if "LOCAL_RANK" not in os.environ:
-            return cls()
-        local = int(os.environ["LOCAL_RANK"])
-        return cls(int(os.environ.get("RANK", local)), local, int(os.environ.get("WORLD_SIZE", "1")))
+        return _worker_of(*(os.environ.get(name, "") for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")))
 
     def device(self, device: str) -> str:
         """`cuda` as this process's own GPU, where there are several of both; any other device as it is."""
@@ -120,8 +118,8 @@ class Worker:
             return True
         try:
             return self._store().add("soka/errors", 1) == 1
-        except (RuntimeError, KeyError, ImportError):
-            return True
+        except (RuntimeError, KeyError, ImportError):  # nobody left to ask
+            return self.rank == 0
 
     @property
     def _keeps_store(self) -> bool:
@@ -144,6 +142,14 @@ class Worker:
                 multi_tenant=True,
             )
         return self._connected
+
+
+@cache
+def _worker_of(local_rank: str, rank: str, count: str, port: str) -> Worker:
+    """One worker for each place, so that its connection is made once."""
+    if not local_rank:
+        return Worker()
+    return Worker(int(rank or local_rank), int(local_rank), int(count or 1))
 
 
 def in_processes(command: str, count: int) -> bool:
