@@ -49,17 +49,13 @@ def pick_device(choice: str) -> str:
 def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTrainedTokenizerBase:
     """The base model's tokenizer. Where it has no pad token (Llama 2), padding is EOS: the vocabulary stays as it is,
     so whoever pads hands over an attention mask and labels of its own instead of reading them off the pad id. An encoder's
-    tokenizer, which has no EOS, ends a text with its separator."""
+    tokenizer, which has no EOS, ends a text with its separator.
+
+    Raises:
+        SokaError: exit 3, where it cannot be loaded, or has no token that could end an answer.
+    """
     folder = snapshot(section.name, revision=section.revision, offline=offline, weights=False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise base_error(
-            "the base model's tokenizer cannot be loaded",
-            where=str(folder),
-            why=f"{type(error).__name__}: {str(error).strip()[:300]}",
-            hint="copy tokenizer.json and tokenizer_config.json (or tokenizer.model) from the model's source into the folder",
-        ) from None
+    tokenizer = read_tokenizer(folder)
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:
@@ -71,6 +67,19 @@ def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTraine
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder as it is; an encoder's has no EOS token. Exit 3 where it cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise base_error(
+            "the base model's tokenizer cannot be loaded",
+            where=str(folder),
+            why=f"{type(error).__name__}: {str(error).strip()[:300]}",
+            hint="copy tokenizer.json and tokenizer_config.json (or tokenizer.model) from the model's source into the folder",
+        ) from None
 
 
 def load_base(section: ModelSection, *, device: str = "cpu", offline: bool = False) -> PreTrainedModel:

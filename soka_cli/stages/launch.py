@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LAUNCHER = "SOKA_LAUNCHER"  # process id of the soka that started this one
 SET_PARENT_DEATH_SIGNAL = 1  # prctl's number for it, on Linux
-CONNECT = timedelta(seconds=20)
+CONNECT = timedelta(seconds=5)
 PATIENCE = timedelta(minutes=30)  # for the first process to find the base and open the run directory
 
 
@@ -42,21 +42,19 @@ class WorkersFailed(Exception):  # noqa: N818 - no fault of this process
         self.code = code
 
 
-@dataclass(frozen=True)
+@dataclass
 class Worker:
     """This process among `count`: `rank` over all machines, `local_rank` on its own. Alone it is 0 of 1."""
 
     rank: int = 0
     local_rank: int = 0
     count: int = 1
+    _connected: "TCPStore | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
     def here(cls) -> "Worker":
         """The place that a launcher gave this process; alone where none did."""
-        if "LOCAL_RANK" not in os.environ:
-            return cls()
-        local = int(os.environ["LOCAL_RANK"])
-        return cls(int(os.environ.get("RANK", local)), local, int(os.environ.get("WORLD_SIZE", "1")))
+        return _worker_of(*(os.environ.get(name, "") for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")))
 
     def device(self, device: str) -> str:
         """`cuda` as this process's own GPU, where there are several of both; any other device as it is."""
@@ -77,7 +75,7 @@ class Worker:
             nonlocal told
             told = True
             if self.count > 1:
-                self._store.set(f"soka/{stage}", word)
+                self._store().set(f"soka/{stage}", word)
 
         try:
             yield lambda: tell("go")
@@ -89,21 +87,22 @@ class Worker:
     def _outlast(self, stage: str) -> None:
         """Where this process keeps the store, let the others hear its word before it ends."""
         until = time.monotonic() + CONNECT.total_seconds()
-        while self.count > 1 and self._keeps_store and self._store.add(f"soka/{stage}/heard", 0) < self.count - 1:
+        while self.count > 1 and self._keeps_store and self._store().add(f"soka/{stage}/heard", 0) < self.count - 1:
             if time.monotonic() > until:
                 return
             time.sleep(0.05)
 
-    def may_begin(self, stage: str, patience: timedelta = PATIENCE) -> bool:
-        """In the others: wait for the first one's word; False where there is nothing to do for them.
+    def may_begin(self, stage: str, patience: timedelta | None = None) -> bool:
+        """In the others: wait for the first one's word, PATIENCE where no other is named; False where there is nothing to do for them.
 
         Raises:
             SokaError: exit 3, where it gave none.
         """
+        patience = patience or PATIENCE
         try:
-            self._store.wait([f"soka/{stage}"], patience)
-            word = self._store.get(f"soka/{stage}")
-            self._store.add(f"soka/{stage}/heard", 1)
+            self._store(patience).wait([f"soka/{stage}"], patience)
+            word = self._store().get(f"soka/{stage}")
+            self._store().add(f"soka/{stage}/heard", 1)
             return word == b"go"
         except RuntimeError as error:
             raise SokaError(
@@ -119,27 +118,39 @@ class Worker:
         if self.count == 1:
             return True
         try:
-            return self._store.add("soka/errors", 1) == 1
-        except (RuntimeError, KeyError, ImportError):
-            return True
+            return self._store().add("soka/errors", 1) == 1
+        except (RuntimeError, KeyError, ImportError):  # nobody left to ask
+            return self.rank == 0
 
     @property
     def _keeps_store(self) -> bool:
         return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
-    @cached_property
-    def _store(self) -> "TCPStore":
-        """Keys and values that all the processes see, kept by the launcher, or by the first process where the launcher has none."""
+    def _store(self, patience: timedelta = CONNECT) -> "TCPStore":
+        """Keys and values that all the processes see, kept by the launcher, or by the first process where the launcher has none.
+
+        RuntimeError where nobody has kept them for as long as `patience`.
+        """
         from torch.distributed import TCPStore
 
-        return TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=self._keeps_store,
-            timeout=CONNECT,
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
+        if self._connected is None:
+            self._connected = TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                is_master=self._keeps_store,
+                timeout=patience,
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        return self._connected
+
+
+@cache
+def _worker_of(local_rank: str, rank: str, count: str, port: str) -> Worker:
+    """One worker for each place, so that its connection is made once."""
+    if not local_rank:
+        return Worker()
+    return Worker(int(rank or local_rank), int(local_rank), int(count or 1))
 
 
 def in_processes(command: str, count: int) -> bool:

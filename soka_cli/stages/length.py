@@ -80,13 +80,17 @@ def rows_at_hand(recipe: Recipe) -> list[dict[str, Any]] | None:
 
 
 def tokens_of(context: StageContext, rows: list[dict[str, Any]]) -> "Ledger | None":
-    """What encoding makes of the rows, or of a sample of them; None where the tokenizer is not at hand."""
+    """What encoding makes of the rows, or of a sample of them; None where the tokenizer is not at hand, or is an encoder's, whose
+    texts end nowhere."""
     recipe = context.recipe
-    if not isinstance(locate(recipe.model.name), Path):
+    place = locate(recipe.model.name)
+    if not isinstance(place, Path):
         return None
     from soka_cli.data.encode import encode_rows
-    from soka_cli.models.base import load_tokenizer
+    from soka_cli.models.base import load_tokenizer, read_tokenizer
 
+    if read_tokenizer(place).eos_token_id is None:
+        return None
     sample = rows[:: math.ceil(len(rows) / SAMPLE)]
     data = recipe.data
     tokenizer = load_tokenizer(recipe.model, offline=True)

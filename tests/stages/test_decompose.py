@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from soka_cli.adapter import FactorFile, weight_digest
+from soka_cli.adapter import FactorFile, attach_factors, weight_digest
+from soka_cli.adapter.methods import peft_config
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron import kron_dense
 from soka_cli.models.base import load_base
@@ -18,10 +20,14 @@ from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.recipe.load import load_recipe
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.reporter import SilentReporter
-from soka_cli.stages import decomposition
+from soka_cli.stages import decomposition, launch, parts
 from soka_cli.stages.context import StageContext
-from soka_cli.stages.decompose import decompose
-from tests.builders import gsm8k_file, recipe_mapping, tiny_model, tiny_model_folder, write_recipe
+from soka_cli.stages.decompose import decompose, decompose_inputs
+from soka_cli.stages.launch import Worker
+from soka_cli.stages.plan import plan
+from soka_cli.stages.work import planned
+from tests.builders import gsm8k_file, recipe_mapping, shared_folder, tiny_model, tiny_model_folder, write_recipe
+from tests.soak.sameness import differences
 
 Contexts = Callable[..., StageContext]
 MODULE = {"name", "out_features", "in_features", "m", "n", "p", "q", "rank", "rank_energy", "rank_elbow", "rank_bound_by", "energy_kept"}
@@ -200,12 +206,13 @@ def interrupted_once(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_damaged_part_is_done_again(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
     context = contexts()
     interrupted_once(context, monkeypatch)
-    parts = sorted(context.layout.decompose_parts.iterdir())
-    assert len(parts) == 4
-    parts[0].write_bytes(parts[0].read_bytes()[:100])
-    parts[1].write_bytes(b"")
-    decompose(context)
-    assert len(layers(context)["modules"]) == 4
+    written = sorted(context.layout.decompose_parts.iterdir())
+    assert len(written) == 4
+    written[0].write_bytes(written[0].read_bytes()[:100])
+    written[1].write_bytes(b"")
+    outcome = decompose(context)
+    assert outcome.figures["modules"] == 4
+    assert sum("is done again: its part is damaged" in warning for warning in context.reporter.warnings) == 2
 
 
 def test_parts_of_other_inputs_are_not_taken(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,3 +276,152 @@ def test_the_table_counts_each_kind_and_sets_lora_beside(contexts: Contexts) -> 
     assert sum(outcome.figures["bound_by"].values()) == len(modules)
     assert outcome.next_commands == (f"soka train --run {context.layout.root}",)
     json.dumps(outcome.figures, allow_nan=False)
+
+
+def test_lora_and_pissa_are_set_beside_at_like_budgets(contexts: Contexts) -> None:
+    outcome = decompose(contexts(adapter=ALL_LINEAR))
+    like, total = outcome.figures["lora"], outcome.figures["parameters"]
+    rank_one = sum(one["out_features"] + one["in_features"] for one in layers(contexts())["modules"])
+    assert outcome.figures["pissa"] == like
+    assert like["same_parameters"]["parameters"] == like["same_parameters"]["rank"] * rank_one <= total
+    assert total - like["same_parameters"]["parameters"] < rank_one
+
+
+def test_a_name_that_matches_nothing_while_others_do_is_a_warning(contexts: Contexts) -> None:
+    context = contexts(adapter={"target_modules": ["q_proj", "query", "layers.7.self_attn.v_proj"]})
+    outcome = decompose(context)
+    expected = [f"{name} in target_modules matches nothing" for name in ("query", "layers.7.self_attn.v_proj")]
+    assert outcome.figures["warnings"] == context.reporter.warnings == expected
+    assert all(warning in context.layout.log("decompose").read_text() for warning in expected)
+    assert [note for note in outcome.notes if note.startswith("warning")] == [f"warning: {one}" for one in expected]
+
+
+def test_all_linear_says_which_layer_is_tied_and_so_left_out(contexts: Contexts, tmp_path: Path) -> None:
+    context = contexts(tiny_model_folder(tmp_path / "gpt2", "gpt2"), adapter=ALL_LINEAR)
+    (warning,) = decompose(context).figures["warnings"]
+    assert warning == "lm_head is left out: it shares its weight with transformer.wte.weight"
+
+
+def test_terms_of_a_fused_base_start_an_adapter_on_the_model(contexts: Contexts, tmp_path: Path) -> None:
+    folder = tiny_model_folder(tmp_path / "fused", "hrm_text")
+    context = contexts(folder, adapter={"target_modules": ["q_proj", "up_proj"]})
+    decompose(context)
+    attach_factors(load_base(context.recipe.model), peft_config(context.recipe.adapter, seed=0), context.layout.factors)
+
+
+def test_terms_of_a_packed_base_start_an_adapter_on_it_and_the_outcome_says_what_they_come_from(contexts: Contexts, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder = tiny_model_folder(tmp_path / "float")
+    packing = BitsAndBytesConfig(load_in_8bit=True)
+    packed = AutoModelForCausalLM.from_pretrained(folder, quantization_config=packing, device_map={"": "cpu"}, dtype=torch.float32)
+    packed.save_pretrained(tmp_path / "packed")
+    context = contexts(tmp_path / "packed", adapter={"target_modules": ["q_proj", "lm_head"]})
+    outcome = decompose(context)
+    assert outcome.figures["stored_as"] == {"int8": 2, "float32": 1}
+    assert any("dequantised int8" in note for note in outcome.notes)
+    attached = attach_factors(load_base(context.recipe.model), peft_config(context.recipe.adapter, seed=0), context.layout.factors)
+    layer = attached.base_model.model.model.layers[0].self_attn.q_proj
+    dense = kron_dense(*(getattr(layer, f"soka_start_{part}")["default"] for part in ("U", "V", "sigma")))
+    error = torch.linalg.norm(layer.get_base_weight() - dense) / torch.linalg.norm(layer.get_base_weight())
+    assert error == pytest.approx(layers(context)["modules"][0]["relative_error"], rel=1e-4)
+
+
+def test_a_full_disk_exits_6_and_the_next_run_goes_on(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Path] = []
+
+    def filling(tensors: Any, path: Path, metadata: Any = None) -> None:
+        if len(saved) == 2:
+            raise OSError(28, "No space left on device")
+        saved.append(path)
+        save_file(tensors, path, metadata=metadata)
+
+    context = contexts()
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "save_file", filling)
+        assert "The disk is full" in refusal(context, ExitCode.RESOURCES).what
+    assert len(list(context.layout.decompose_parts.iterdir())) == 2
+    decompose(context)
+    assert "2 of 4 modules are there" in " ".join(context.reporter.messages)
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_named(contexts: Contexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_model_folder(tmp_path / "base")
+    original = decomposition.decompose_modules
+
+    def shrinking(*arguments: Any) -> None:
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+        original(*arguments)
+
+    monkeypatch.setattr(decomposition, "decompose_modules", shrinking)
+    error = refusal(contexts(folder), ExitCode.ENVIRONMENT)
+    assert error.where == str(folder / "model.safetensors") and "bytes early" in error.why
+
+
+def shared_out(context: StageContext, rank: int) -> None:
+    """What process `rank` of two does after the first one's word."""
+    checkpoint = Checkpoint(Path(context.recipe.model.name))
+    plan = planned(context, checkpoint, decompose_inputs(context, checkpoint.digest))
+    decomposition.help_decompose(context, plan, "cpu", Worker(rank, rank, 2))
+
+
+def as_first_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "CONNECT", launch.timedelta(seconds=0.2))
+
+
+def test_two_processes_share_the_modules_and_leave_the_files_of_one(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, context = contexts(run="alone", adapter=ALL_LINEAR), contexts(adapter=ALL_LINEAR)
+    decompose(alone)
+    shared_out(context, 1)
+    by_other = len(list(context.layout.decompose_parts.iterdir()))
+    assert 0 < by_other < 14
+    worked: list[str] = []
+    original = decomposition.make_start
+    monkeypatch.setattr(decomposition, "make_start", lambda *a, **o: (worked.append("one"), original(*a, **o))[1])
+    as_first_of_two(monkeypatch)
+    decompose(context)
+    assert len(worked) == 14 - by_other
+    assert differences(alone.layout, context.layout) == []
+
+
+def test_the_first_process_does_what_a_dead_one_left(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, context = contexts(run="alone"), contexts()
+    decompose(alone)
+    monkeypatch.setattr(decomposition, "TAKEN_FOR_DEAD", 0.3)
+    as_first_of_two(monkeypatch)
+    decompose(context)
+    assert differences(alone.layout, context.layout) == []
+    assert any("does the others' work" in warning for warning in context.reporter.warnings)
+
+
+@pytest.mark.parametrize(
+    ("model", "modules", "among"),
+    [
+        ("llama288-math", 28, "model.layers.3.mlp.down_proj"),
+        ("stories260K", 35, "model.layers.4.self_attn.o_proj"),
+        ("rxn-albert", 8, "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.query"),
+        ("aren-translit", 96, "model.decoder.layers.5.encoder_attn.k_proj"),
+    ],
+)
+def test_trained_models_of_every_form_decompose_and_plan_under_transformers_names(
+    contexts: Contexts, model: str, modules: int, among: str
+) -> None:
+    folder = shared_folder("models", model)
+    context = contexts(folder, adapter={"target_modules": "all-linear", "rank": {"rule": "min", "max": 4}})
+    decompose(context)
+    records = {one["name"]: one for one in layers(context)["modules"]}
+    assert len(records) == modules and among in records
+    assert FactorFile.read(context.layout.factors).modules.keys() == records.keys()
+    kinds = plan(context).figures["kinds"]
+    assert sum(one["modules"] for one in kinds) == modules
+    assert {(one["out_features"], one["in_features"]) for one in kinds} == {
+        (one["out_features"], one["in_features"]) for one in records.values()
+    }
