@@ -65,7 +65,7 @@ Processes = Annotated[int, typer.Option("--num-processes", metavar="N", min=1, h
     "decompose",
     examples=(
         "soka decompose -r gsm8k.yaml",
-        "soka decompose -r gsm8k.yaml adapter.rank.tau=0.95 --force",
+        "soka decompose -r gsm8k.yaml adapter.rank.parameters=2M --force",
         "soka decompose -r gsm8k.yaml --num-processes 4",
     ),
 )

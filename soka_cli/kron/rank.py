@@ -27,7 +27,6 @@ OWN_OPTIONS = {
     "floor": "budget",
 }  # option -> the one rule that reads it
 ENERGY_ROUNDING = 1e-12  # fp64 sums of squares differ by this share from one order of summing to the other
-LEVEL = 4  # values after a gap whose mean is the level that the relative gap is measured by
 UNBOUNDED = 2**62  # larger than any rank: the rule asks for more terms than were computed
 
 
@@ -174,16 +173,16 @@ def gap_reading(sigma: Tensor, error_bound: Tensor) -> Reading:
 
 
 def relative_gap_reading(sigma: Tensor, error_bound: Tensor) -> Reading:
-    """The elbow by ratio: argmax_i (sigma_i - sigma_{i+1}) / mean(sigma_{i+1}, ..., sigma_{i+LEVEL}), keep i.
+    """The elbow by ratio: argmax_i (sigma_i - sigma_{i+1}) / sigma_i within the window that is given, keep i.
 
-    With LEVEL 1 it is the eigenvalue ratio of Ahn and Horenstein (Econometrica 81, 2013), argmax sigma_i / sigma_{i+1}; the mean
-    over a window keeps one small value from making a large ratio. At the end of the spectrum the window is cut.
+    It is the eigenvalue ratio estimator of Ahn and Horenstein (Econometrica 81, 2013), argmax sigma_i / sigma_{i+1}. As there it
+    needs a window, the first max + 1 values: near the end of a whole spectrum small values make large ratios.
     """
     if len(sigma) < 2:
         return Reading(1, 1)
     lowest, highest = _limits(sigma, error_bound)
-    gap_low, gap_high = _gaps(lowest, highest)
-    return _largest(_ratio(gap_low, _levels(highest)), _ratio(gap_high, _levels(lowest)))
+    kept_low, kept_high = lowest[1:] / highest[:-1], highest[1:] / lowest[:-1]  # of sigma_i; nothing of nothing is nan
+    return _largest(1 - kept_high.nan_to_num(1.0).clamp(max=1.0), 1 - kept_low.nan_to_num(1.0))
 
 
 def chord_reading(sigma: Tensor, error_bound: Tensor) -> Reading:
@@ -239,7 +238,7 @@ def _readers(sigma: Tensor, error_bound: Tensor, total_energy: float, rule: Rank
     """What each rule says by itself, when asked."""
     end = shape.max_rank + 1 if rule.spectrum == "full" else rule.max + 1
     window = sigma[:end], error_bound[:end]
-    after_the_last = int(len(window[0]) == shape.max_rank < end)  # an exact zero; no ratio can be taken to it
+    after_the_last = int(len(window[0]) == shape.max_rank < end)  # an exact zero, of which every ratio is the largest
     ended = [pad(values, (0, after_the_last)) for values in window]
     return {
         "energy": partial(energy_reading, sigma, error_bound, total_energy, rule.tau),
@@ -271,17 +270,6 @@ def _limits(sigma: Tensor, error_bound: Tensor) -> tuple[Tensor, Tensor]:
 def _gaps(lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the largest sigma_i - sigma_{i+1}."""
     return (lowest[:-1] - highest[1:]).clamp(min=0.0), highest[:-1] - lowest[1:]
-
-
-def _levels(values: Tensor) -> Tensor:
-    """Mean of the up to LEVEL values after each but the last."""
-    following = pad(values[1:], (0, LEVEL - 1)).unfold(0, LEVEL, 1)  # (k - 1, LEVEL)
-    return following.sum(1) / torch.arange(len(following), 0, -1).clamp(max=LEVEL)
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole, where nothing of nothing is nothing."""
-    return torch.where(part == 0.0, 0.0, part / whole)
 
 
 def _largest(low: Tensor, high: Tensor) -> Reading:

@@ -155,7 +155,8 @@ def outcome(context: StageContext, status: Any) -> Outcome:
     if without := figures["without_terms"]:
         notes.append(f"{len(without)} of {len(modules) + len(without)} target modules got no term, and no adapter")
     if unresolved:
-        notes.append(f"{len(unresolved)} ranks hang on singular values closer than their error bounds; the smaller was taken")
+        taken = "terms were taken in the order of the modules" if context.recipe.adapter.rank.rule == "budget" else "the smaller was taken"
+        notes.append(f"{len(unresolved)} ranks hang on singular values closer than their error bounds; {taken}")
     notes += [*source_notes(figures["stored_as"]), *(f"warning: {warning}" for warning in figures["warnings"])]
     if context.layout.search.exists():
         figures["search"] = search_figures(context.layout.search)

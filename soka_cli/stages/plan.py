@@ -182,7 +182,16 @@ def modules_table(context: StageContext, figures: dict[str, Any]) -> tuple[Table
         for one in figures["kinds"]
     ]
     every = figures["totals"]
-    rows.append((f"{every['modules']} in all", "", None, "", span_text(every["parameters"]), span_text(every["lora_parameters"])))
+    rows.append(
+        (
+            f"{every['modules']} in all",
+            "",
+            None,
+            span_text(every["components"]),
+            span_text(every["parameters"]),
+            span_text(every["lora_parameters"]),
+        )
+    )
     columns = ("modules", "shape", "a term", "terms") if soka else ("modules", "weight", "a rank", "rank")
     return (Table("Trained parameters", (*columns, "parameters", "LoRA, same rank"), tuple(rows)),)
 
@@ -200,7 +209,9 @@ def span_text(values: dict[str, int]) -> Cell:
     least, most = values["from"], values["to"]
     if least == most:
         return least
-    return f"{least / 1e6:.2f}M-{most / 1e6:.2f}M" if most >= 100_000 else f"{least:,}-{most:,}"
+    if most < 100_000:
+        return f"{least:,}-{most:,}"
+    return f"{least / 1e6:.2f}M-{most / 1e6:.2f}M" if least else f"0-{most / 1e6:.2f}M"
 
 
 def memory_table(memory: dict[str, Any]) -> Table:
@@ -228,7 +239,7 @@ def bytes_table(title: str, sides: dict[str, dict[str, int]]) -> Table:
 
 def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModule], figures: dict[str, Any], steps: Length) -> list[str]:
     trained = figures["totals"]["parameters"]
-    share = " to ".join(f"{100 * value / base.parameters:.2g}%" for value in dict.fromkeys(trained.values()))
+    share = " to ".join(dict.fromkeys(f"{100 * value / base.parameters:.2g}%" for value in trained.values()))
     found = [f"{context.recipe.model.name}: {base.parameters:,} parameters, of which {share} trained (sizes: {base.source})"]
     if figures["kinds"]:
         missed = unmatched(context.recipe.adapter.target_modules, [one.name for one in base.targets])

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
 from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
@@ -141,9 +143,9 @@ def budgeted(section: AdapterSection, targets: Sequence[LinearModule]) -> list[P
     spare = (rule.parameters or 0) - sum(shape.parameters(floors[name]) for name, shape in shapes.items())
     found = []
     for module in targets:
-        shape, floor = shapes[module.name], floors[module.name]
-        most = min(rule.most_terms(shape.max_rank), floor + spare // shape.term_parameters)
-        ranged = tuple(Terms(module, shape, rank) for rank in dict.fromkeys((floor, most)))
+        shape, least = shapes[module.name], floors[module.name]
+        most = min(rule.most_terms(shape.max_rank), least + spare // shape.term_parameters)
+        ranged = tuple(Terms(module, shape, rank) for rank in dict.fromkeys((least, most)))
         options = ranged if given[module.name] else choices(section, module)
         found.append(PlannedModule(module, options, Terms(module, shape, even[module.name].rank)))
     return found
@@ -205,10 +207,10 @@ def adapter_totals(section: AdapterSection, modules: Sequence[PlannedModule]) ->
     if section.method == "soka" and section.rank.rule == "budget" and (unspent := budget_left(section, modules)) is not None:
         budget = section.rank.parameters or 0
         costs = sorted(cost for one in modules for cost in one.term_costs)
-        rows = sorted(lora_parameters(one.module, 1) for one in modules)
+        ratios = sorted(Fraction(lora_parameters(one.module, 1), cost) for one in modules for cost in one.term_costs)
         spent = (budget - unspent, budget) if costs[0] < costs[-1] else (least.trained, most.trained)
         components = (-(-spent[0] // costs[-1]), spent[1] // costs[0])
-        return Totals(components, spent, (components[0] * rows[0], components[1] * rows[-1]))
+        return Totals(components, spent, (ceil(spent[0] * ratios[0]), floor(spent[1] * ratios[-1])))
     like = [sum(lora_parameters(one.module, rank) for one, rank in zip(modules, ranks, strict=True)) for ranks in _ranks(modules)]
     return Totals((least.components, most.components), (least.trained, most.trained), (like[0], like[1]))
 
