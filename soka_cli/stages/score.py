@@ -11,10 +11,11 @@ from soka_cli.run.digest import file_digest
 from soka_cli.run.lines import to_line
 from soka_cli.run.reporter import Reporter, SilentReporter
 from soka_cli.run.write import atomic_file, write_json
+from soka_cli.stages.evaluation_tables import group_tables
 from soka_cli.stages.outcome import Cell, Outcome, Table
 from soka_cli.stages.scores import Prediction, judged, summarise
-from soka_cli.tasks.base import Task, task_named
-from soka_cli.tasks.protocol import stops_of
+from soka_cli.tasks.base import Example, Task, groups_of, task_named
+from soka_cli.tasks.protocol import protocol_named, stops_of
 
 NEEDED = ("id", "completion", "gold")
 
@@ -31,7 +32,9 @@ def score(file: Path, task: str, protocol: str | None = None, out: Path | None =
     Raises:
         SokaError: exit 2 for an unknown task or protocol, or an `out` that would overwrite the input; exit 4 naming a damaged line.
     """
-    judge, stops = task_named(task), stops_of(protocol)
+    judge, stops = task_named(task), stops_of(protocol, task)
+    readings = protocol_named(protocol, task).readings if protocol is not None else ()
+    metrics = (*judge.metrics, *readings)
     targets = (out / "predictions.jsonl", out / "scores.json") if out is not None else ()
     if any(target.resolve() == file.resolve() for target in targets):
         raise SokaError(
@@ -41,12 +44,12 @@ def score(file: Path, task: str, protocol: str | None = None, out: Path | None =
             exit_code=ExitCode.USAGE,
         )
     lines = read_completions(file)
-    predictions = judge_lines(judge, lines, stops, reporter or SilentReporter())
+    predictions = judge_lines(judge, lines, stops, readings, reporter or SilentReporter())
     scores = {
         "task": judge.name,
         "protocol": protocol,
         "model": None,
-        **summarise(predictions, judge.metrics),
+        **summarise(predictions, metrics, {line["id"]: line["groups"] for line in lines}),
         "template_sha256": None,
         "data_sha256": file_digest(file),
         "adapter_sha256": None,
@@ -63,13 +66,13 @@ def score(file: Path, task: str, protocol: str | None = None, out: Path | None =
         stage="score",
         status="done",
         figures=scores | ({"out": str(out)} if out is not None else {}),
-        tables=(score_table(judge, scores),),
+        tables=(score_table(judge, scores), *group_tables(judge.name, scores)),
         notes=(f"written: {targets[0]} and {targets[1].name}",) if targets else (),
     )
 
 
-def read_completions(file: Path) -> list[dict[str, str]]:
-    """The lines of a file, each with its id, completion and gold as text; SokaError (exit 4) naming the first that is not so."""
+def read_completions(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file: id, completion and gold as text, and groups; SokaError (exit 4) naming the first that is not so."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -80,7 +83,7 @@ def read_completions(file: Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_line(line: str, where: str) -> dict[str, str]:
+def read_line(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -93,7 +96,7 @@ def read_line(line: str, where: str) -> dict[str, str]:
         raise bad_file(where, "its completion is no text")
     if wrong := [name for name in ("id", "gold") if not isinstance(row[name], str | int | float) or isinstance(row[name], bool)]:
         raise bad_file(where, f"its {wrong[0]} is neither text nor a number")
-    return {name: speakable(str(row[name])) for name in NEEDED}
+    return {name: speakable(str(row[name])) for name in NEEDED} | {"groups": groups_of(row)}
 
 
 def speakable(text: str) -> str:
@@ -111,12 +114,15 @@ def bad_file(where: str, why: str) -> SokaError:
     )
 
 
-def judge_lines(task: Task, lines: Sequence[dict[str, str]], stops: Sequence[str], reporter: Reporter) -> list[Prediction]:
+def judge_lines(
+    task: Task, lines: Sequence[dict[str, Any]], stops: Sequence[str], readings: Sequence[str], reporter: Reporter
+) -> list[Prediction]:
     """Prediction rows of completions without a prompt or a model."""
     seen: Counter[str] = Counter()
     predictions: list[Prediction] = []
     with reporter.task(f"score {task.name}", total=len(lines), unit="completions") as progress:
         for line in lines:
+            example = Example(id=line["id"], prompt="", target="", gold=line["gold"])
             predictions.append(
                 {
                     "id": line["id"],
@@ -124,7 +130,7 @@ def judge_lines(task: Task, lines: Sequence[dict[str, str]], stops: Sequence[str
                     "prompt_sha256": None,
                     "completion": line["completion"],
                     "stop_reason": None,
-                    **judged(task, line["completion"], line["gold"], stops),
+                    **judged(task, line["completion"], example, stops, readings),
                 }
             )
             seen[line["id"]] += 1
@@ -133,7 +139,5 @@ def judge_lines(task: Task, lines: Sequence[dict[str, str]], stops: Sequence[str
 
 
 def score_table(task: Task, scores: dict[str, Any]) -> Table:
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (metric, scores["metrics"][metric]["value"], scores["metrics"][metric]["stderr"]) for metric in task.metrics
-    )
+    rows: tuple[tuple[Cell, ...], ...] = tuple((metric, figure["value"], figure["stderr"]) for metric, figure in scores["metrics"].items())
     return Table(f"{task.name}: {scores['n']} completions of {scores['items']} items", ("metric", "value", "+-"), rows)

@@ -1,12 +1,12 @@
 """From judged answers to figures: what evaluation and scoring share."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from soka_cli.run.write import damaged
-from soka_cli.tasks.base import Task
+from soka_cli.tasks.base import Example, Task
+from soka_cli.tasks.mean import mean, standard_error
 
 Prediction = dict[str, Any]
 
@@ -22,18 +22,31 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def judged(task: Task, completion: str, gold: str, stops: Sequence[str]) -> dict[str, Any]:
-    """The end of a prediction row: `extracted`, `gold` and `correct`."""
-    judgement = task.judge(completion, gold, stops)
-    return {"extracted": judgement.extracted, "gold": gold, "correct": judgement.correct}
+def judged(task: Task, completion: str, example: Example, stops: Sequence[str], readings: Sequence[str]) -> dict[str, Any]:
+    """The end of a prediction row: `extracted`, `gold`, `correct`, and `why` where the judge has something to say."""
+    judgement = task.judge(completion, example, stops, readings)
+    row = {"extracted": judgement.extracted, "gold": example.gold, "correct": judgement.correct}
+    return row | ({"why": judgement.why} if judgement.why is not None else {})
 
 
-def summarise(rows: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Any]:
+def summarise(rows: Sequence[Prediction], metrics: Sequence[str], groups: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
     """`n`, `items`, `metrics` and `groups` of scores.json.
+
+    Args:
+        groups: by item id, the groups that the item belongs to; each is counted apart under its kind and name.
 
     A metric's value is the mean over items of the share of an item's samples that are right; its stderr is the sample standard
     deviation over items / sqrt(items), None for a single item, whose spread is unknown.
     """
+    members: dict[str, dict[str, list[Prediction]]] = {}
+    for row in rows:
+        for kind, name in (groups or {}).get(row["id"], {}).items():
+            members.setdefault(kind, {}).setdefault(name, []).append(row)
+    apart = {kind: {name: _figures(some, metrics) for name, some in sorted(named.items())} for kind, named in sorted(members.items())}
+    return _figures(rows, metrics) | {"groups": apart}
+
+
+def _figures(rows: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, Any]:
     items: dict[str, list[Prediction]] = {}
     for row in rows:
         items.setdefault(row["id"], []).append(row)
@@ -44,21 +57,7 @@ def summarise(rows: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, A
         "n": len(rows),
         "items": len(items),
         "metrics": {metric: {"value": mean(values), "stderr": standard_error(values)} for metric, values in shares.items()},
-        "groups": {},
     }
-
-
-def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean of independent values; None where there is one."""
-    count = len(values)
-    if count < 2:
-        return None
-    middle = mean(values)
-    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (count - 1) / count)
 
 
 def check_predictions(rows: Sequence[Prediction], path: Path, metrics: Sequence[str]) -> None:

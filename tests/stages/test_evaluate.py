@@ -301,7 +301,7 @@ def test_a_model_that_is_not_there_yet_names_the_stage_that_makes_it(material: P
     assert command in refused(context_of(material, tmp_path / "run"), ExitCode.RUN, kinds=[kind])
 
 
-@pytest.mark.parametrize("task", ["math", "mbpp", "humaneval"])
+@pytest.mark.parametrize("task", ["mbpp", "humaneval"])
 def test_a_task_that_is_not_there_is_refused_before_anything_is_loaded(
     material: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,42 @@ def test_the_protocols_stop_strings_decide_how_far_numeric_reads(tmp_path: Path)
     assert numeric == [1.0, 0.0, 0.0]
 
 
+def test_a_protocols_readings_are_scored_beside_the_tasks_metrics(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", row("a", "The answer is: 71.6", "72"))
+    assert set(score(file, task="gsm8k").figures["metrics"]) == {"strict", "flexible", "numeric"}
+    figures = score(file, task="gsm8k", protocol="metamath", out=tmp_path / "out").figures
+    assert (figures["metrics"]["metamath"]["value"], figures["metrics"]["numeric"]["value"]) == (1.0, 0.0)
+    assert read_lines(tmp_path / "out" / "predictions.jsonl")[0]["correct"]["metamath"] is True
+
+
+def test_math_is_scored_by_subject_and_level_where_the_lines_name_them(tmp_path: Path) -> None:
+    known = {"type": "Algebra", "level": "Level 1"}
+    file = lines(
+        tmp_path / "a.jsonl",
+        row("a", "\\boxed{\\frac12}", "0.5") | known,
+        row("b", "\\boxed{3}", "4") | known | {"level": "Level 2"},
+        row("c", "no answer", "4"),
+    )
+    outcome = score(file, task="math", out=tmp_path / "out")
+    groups = outcome.figures["groups"]
+    assert {name: (one["items"], one["metrics"]["symbolic"]["value"]) for name, one in groups["level"].items()} == {
+        "Level 1": (1, 1.0),
+        "Level 2": (1, 0.0),
+    }
+    assert groups["subject"]["Algebra"]["metrics"]["exact"] == {"value": 0.5, "stderr": 0.5}
+    assert [table.title for table in outcome.tables[1:]] == ["math by level", "math by subject"]
+    rows = read_lines(tmp_path / "out" / "predictions.jsonl")
+    assert [(one["extracted"], one.get("why")) for one in rows] == [("\\frac12", None), ("3", None), (None, "no answer found")]
+
+
+def test_the_mean_over_items_is_not_the_mean_over_groups() -> None:
+    rows = [{"id": str(index), "correct": {"x": index < 3}} for index in range(4)]
+    groups = {"0": {"level": "a"}, "1": {"level": "a"}, "2": {"level": "a"}, "3": {"level": "b"}}
+    found = summarise(rows, ("x",), groups)
+    assert found["metrics"]["x"]["value"] == 0.75
+    assert {name: one["metrics"]["x"]["value"] for name, one in found["groups"]["level"].items()} == {"a": 1.0, "b": 0.0}
+
+
 @pytest.mark.parametrize("values", [[0, 1], [1, 1, 1], [0, 1, 1, 0, 1, 0, 0]])
 def test_the_standard_error_of_a_share_is_that_of_its_variance(values: list[int]) -> None:
     rows = [{"id": str(index), "correct": {"x": bool(value)}} for index, value in enumerate(values)]
