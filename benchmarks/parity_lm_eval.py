@@ -251,7 +251,7 @@ def handled(pair: Pair, samples: list[Row]) -> list[Asked]:
 def ask_soka(pair: Pair, rows: Sequence[Row], model: Path, data: Path, folder: Path, longest: int, batch_size: int) -> list[Asked]:
     """`soka eval --model base` on the same rows."""
     test = folder / "items.jsonl"
-    test.write_text("".join(json.dumps(row | {"id": str(index)}) + "\n" for index, row in enumerate(rows)), encoding="utf-8")
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     entry = {"task": pair.task, "protocol": pair.protocol, "path": str(test), "max_new_tokens": longest, "batch_size": batch_size}
     if protocol_named(pair.protocol, pair.task).needs_rows:
         entry["shots"] = {"path": str(data / str(pair.train))}
@@ -264,17 +264,17 @@ def ask_soka(pair: Pair, rows: Sequence[Row], model: Path, data: Path, folder: P
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     context = StageContext(load_recipe(path), RunLayout(folder / "run"), device="cpu", offline=True)
     soka_eval(context, kinds=["base"])
-    rows = read_lines(context.layout.predictions(f"{pair.task}-{pair.protocol}", "base"))
-    found = {row["id"]: Asked(row["prompt_sha256"], row["completion"], row["correct"]) for row in rows}
-    return [found[str(index)] for index in range(len(found))]
+    predictions = read_lines(context.layout.predictions(f"{pair.task}-{pair.protocol}", "base"))
+    found = {row["id"]: Asked(row["prompt_sha256"], row["completion"], row["correct"]) for row in predictions}
+    return [found[task_named(pair.task).example(row, index).id] for index, row in enumerate(rows)]
 
 
 def judged_by_soka(pair: Pair, rows: Sequence[Row], completions: Sequence[str]) -> list[dict[str, bool]]:
     task, protocol = task_named(pair.task), protocol_named(pair.protocol, pair.task)
-    examples = (task.example(row, index) for index, row in enumerate(rows))
-    return [
-        task.judge(text, example, protocol.stops, protocol.readings).correct for text, example in zip(completions, examples, strict=True)
-    ]
+    answers = [(text, task.example(row, index)) for index, (text, row) in enumerate(zip(completions, rows, strict=True))]
+    if hasattr(task, "judge_all"):  # programs, several at a time
+        return [found.correct for found in task.judge_all(answers, protocol.stops, protocol.readings, protocol.postprocessing)]
+    return [task.judge(text, example, protocol.stops, protocol.readings).correct for text, example in answers]
 
 
 # ---- the table
