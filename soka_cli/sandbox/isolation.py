@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,19 +52,23 @@ class Isolation:
 
 
 @cache
-def isolation(*names: LayerName) -> Isolation:
+def find_isolation(*names: LayerName) -> Isolation:
     """The strongest of the named layers that works; all of them where none is named. Asks the machine once in a process."""
-    refused: dict[str, str] = {}
+    wanted = names or NAMES
+    refused: dict[LayerName, str] = {}
     for layer in candidates():
-        if names and layer.name not in names:
-            continue
-        report, trouble = try_layer(layer)
-        if not trouble:
-            return Isolation(layer, report, tuple(refused.items()))
-        refused[layer.name] = trouble
-    for name in names or NAMES:
-        refused.setdefault(name, absent(name))
-    return Isolation(None, {}, tuple(refused.items()))
+        if layer.name in wanted:
+            report, trouble = try_layer(layer)
+            if not trouble:
+                return Isolation(layer, report, tuple(reasons(wanted[: wanted.index(layer.name)], refused)))
+            refused[layer.name] = trouble
+    return Isolation(None, {}, tuple(reasons(wanted, refused)))
+
+
+def reasons(names: Iterable[LayerName], refused: Mapping[LayerName, str]) -> Iterator[tuple[str, str]]:
+    """Each layer with why it does not work here."""
+    for name in names:
+        yield name, refused.get(name) or absent(name)
 
 
 def candidates() -> Iterator[Layer]:
@@ -196,7 +200,7 @@ def advice(found: Isolation) -> str:
 
 def describe(unsafe: bool = False) -> tuple[str, ...]:
     """What is active, what it stops and what not, and how to get more: lines for a log."""
-    found = isolation()
+    found = find_isolation()
     lines = [f"sandbox: {summary(found)}"]
     lines += [f"  {name} does not work here: {why}" for name, why in found.refused]
     lines += [f"  stops {what}" for what in stops(found)]

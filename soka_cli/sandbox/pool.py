@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.sandbox.isolation import UNSAFE, advice, isolation
+from soka_cli.sandbox.isolation import UNSAFE, advice, find_isolation
 from soka_cli.sandbox.layer import Layer
 from soka_cli.sandbox.verdict import Program, Verdict
 from soka_cli.sandbox.worker import Worker
@@ -33,7 +33,7 @@ def judge(code: str, tests: Sequence[str], setup: str = "", timeout: float = 10.
     """
     layer = layer_for(unsafe)
     if layer is None:
-        return Verdict("error", f"no isolation is available: {advice(isolation())}")
+        return Verdict("error", f"no isolation is available: {advice(find_isolation())}")
     with Worker(layer, spare=0) as worker:
         return worker.judge(Program(code, tuple(tests), setup, timeout))
 
@@ -82,11 +82,11 @@ def judge_all(programs: Sequence[Program], *, workers: int | None = None, unsafe
 
 def layer_for(unsafe: bool) -> Layer | None:
     """The strongest layer here; none at all only for those who insist."""
-    return isolation().layer or (UNSAFE if unsafe else None)
+    return find_isolation().layer or (UNSAFE if unsafe else None)
 
 
 def no_isolation() -> SokaError:
-    found = isolation()
+    found = find_isolation()
     return SokaError(
         "Model-written programs are not run here: nothing isolates them.",
         where="sandbox",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from soka_cli.sandbox.isolation import NAMES, UNSAFE, isolation
+from soka_cli.sandbox.isolation import NAMES, UNSAFE, find_isolation
 from soka_cli.sandbox.worker import Worker
 from tests.sandbox.attack import Judge, judge_with
 
@@ -21,7 +21,7 @@ def workers() -> Iterator[dict[str, Worker]]:
 def worker(request: pytest.FixtureRequest, workers: dict[str, Worker]) -> Worker:
     """A worker on the layer named; skips with the machine's reason where that layer does not work."""
     name = request.param
-    found = isolation(name)
+    found = find_isolation(name)
     if found.layer is None:
         pytest.skip(f"{name}: {dict(found.refused)[name]}")
     if name not in workers:

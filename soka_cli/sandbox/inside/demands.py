@@ -17,7 +17,7 @@ class Demands:
         names: those that the program may define. A built-in name is among them only if the tests name nothing else: a program that
             brings its own `set` or `abs` must not decide what the tests compare with it.
         modules: those of them that the tests use as the modules of that name; anything else of that name is none of the program's business.
-        one_process: whether the tests need the program's classes in their own process (to derive from, to catch) or do not say
+        one_process: whether the tests need the program's classes in their own process (to derive from, to catch, to await) or do not say
             which of several built-in names is the program's.
 
     Raises:
@@ -54,6 +54,8 @@ def needs_class(node: ast.AST, known: set[str] | frozenset[str]) -> bool:
     """Whether a statement works with a class of the program's itself, not with its objects."""
     if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith):
         return True
+    if isinstance(node, ast.alias):
+        return node.name.split(".")[0] == "asyncio"  # a coroutine is run by the loop of its own process
     if isinstance(node, ast.ClassDef):
         concerned: list[ast.AST] = [*node.bases, *(keyword.value for keyword in node.keywords)]
     elif isinstance(node, ast.ExceptHandler) and node.type is not None:
