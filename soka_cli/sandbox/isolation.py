@@ -160,7 +160,11 @@ def stops(found: Isolation) -> tuple[str, ...]:
         True: "processes: none but its own are there (pid namespace)",
         False: "processes: none but its own can be signalled or traced",
     }[found.layer.own_pids]
-    network = "network: sockets are refused (seccomp)" + (", and there is none (network namespace)" if found.layer.own_pids else "")
+    ways = {
+        "sockets are refused (seccomp)": system_calls.program() is not None,
+        "there is none (network namespace)": found.layer.own_pids,
+    }
+    network = f"network: {', and '.join(way for way, holds in ways.items() if holds)}"
     return files, processes, network, f"resources: {bounds}", "verdicts: asserts run in another process, which the program cannot reach"
 
 

@@ -1,5 +1,6 @@
 """Ways of isolating a process, strongest first: how each is started. Whether it works here is for probes.py to find out."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -12,13 +13,14 @@ from typing import Any, Literal
 from soka_cli.sandbox import system_calls
 from soka_cli.sandbox.inside import landlock
 from soka_cli.sandbox.interpreter import DEVICES, interpreter
-from soka_cli.sandbox.limits import DISK, RESOURCES
+from soka_cli.sandbox.limits import DISK, PROCESSES, RESOURCES
 
 LayerName = Literal["bubblewrap", "namespaces", "landlock", "none"]
 Role = Literal["program", "bench", "probe"]
 
 FIRST_FREE_USER, FREE_USERS = 0x70000000, 0x0FFFFFFF  # ids that no distribution gives to anybody
 NOBODY = 65534
+COUNTING_KERNEL = (5, 14)
 _numbers = itertools.count()
 
 
@@ -44,12 +46,15 @@ class Layer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "own_pids", self.name in ("bubblewrap", "namespaces"))
 
-    def command(self, role: Role, channel: int, filter_end: int, information: int, known: Mapping[str, Any] | None = None) -> list[str]:
+    def command(
+        self, role: Role, channel: int, filter_end: int | None, information: int, known: Mapping[str, Any] | None = None
+    ) -> list[str]:
         """The words that start a sandbox.
 
         Args:
             channel: descriptor of our side's socket, as the new process inherits it.
-            filter_end, information: descriptors from which bubblewrap reads its filter and to which it writes its child's pid.
+            filter_end, information: descriptors from which bubblewrap reads its filter (None for none) and to which it writes its
+                child's pid.
             known: what a probe tries.
         """
         python = interpreter()
@@ -75,10 +80,15 @@ class Layer:
         return {
             "user": unused_user() if self.change_user else None,
             "see_all": self.see_all,
-            "limits": RESOURCES,
+            "limits": RESOURCES | {"RLIMIT_NPROC": PROCESSES + (0 if self.counts_alone else threads_of_user())},
             "landlock": files if self.name == "landlock" else None,
             "filter": own_filter.hex() if own_filter is not None else None,
         }
+
+    @property
+    def counts_alone(self) -> bool:
+        """Whether the limit of processes counts a sandbox's own: it has a user of its own, or a user namespace that counts (Linux 5.14)."""
+        return self.change_user or (self.user_space and kernel() >= COUNTING_KERNEL)
 
     def filter(self) -> bytes | None:
         """The seccomp program. Where the sandbox has the machine's own pids and files in sight, it refuses more."""
@@ -87,7 +97,7 @@ class Layer:
         signals = () if landlock.version() >= landlock.SCOPES_ABI else system_calls.SIGNALS  # Landlock itself says whom to signal
         return system_calls.program(*signals, *system_calls.GROUPS, *system_calls.ATTRIBUTES)
 
-    def bubblewrap(self, filter_end: int, information: int) -> list[str]:
+    def bubblewrap(self, filter_end: int | None, information: int) -> list[str]:
         python = interpreter()
         temporary = [*(["--size", str(DISK)] if self.size else []), "--perms", "1777", "--tmpfs"]
         parents = sorted({str(parent) for path in python.readable for parent in list(Path(path).parents)[:-1]})
@@ -97,10 +107,27 @@ class Layer:
         user = ["--unshare-user"] if self.user_space else ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         return [
             str(shutil.which("bwrap")), *user, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
-            "--die-with-parent", "--new-session", "--info-fd", str(information), "--seccomp", str(filter_end),
+            "--die-with-parent", "--new-session", "--info-fd", str(information),
+            *(["--seccomp", str(filter_end)] if filter_end is not None else []),
             *shown, *linked, "--proc", "/proc", "--dev", "/dev", *temporary, "/dev/shm", *temporary, "/tmp",
-            "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp",
+            "--remount-ro", "/dev", "--remount-ro", "/proc", "--remount-ro", "/", "--chdir", "/tmp",
         ]  # fmt: skip
+
+
+def kernel() -> tuple[int, int]:
+    """Version of the running kernel."""
+    first, second = os.uname().release.split(".")[:2]
+    return int(first), int("".join(itertools.takewhile(str.isdigit, second)) or 0)
+
+
+def threads_of_user() -> int:
+    """How many processes and threads this user has running now."""
+    user, count = os.geteuid(), 0
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if process.name.isdigit() and process.stat().st_uid == user:
+                count += sum(1 for _ in (process / "task").iterdir())
+    return count
 
 
 def unused_user() -> int:

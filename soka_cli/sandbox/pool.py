@@ -4,7 +4,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.sandbox.isolation import UNSAFE, advice, find_isolation
@@ -24,7 +24,7 @@ def judge(code: str, tests: Sequence[str], setup: str = "", timeout: float = 10.
     Args:
         code: the program.
         tests: Python texts that raise nothing if the program is right, e.g. `assert add(1, 2) == 3`.
-        setup: Python text that runs before the tests; what it defines is there for the program too.
+        setup: Python text that runs before the tests; what it defines is there for the program too, see `Program`.
         timeout: seconds of wall clock, the start of the sandbox not counted.
         unsafe: whether to run the program even where nothing isolates it. Resource limits still hold.
 
@@ -58,7 +58,7 @@ def judge_all(programs: Sequence[Program], *, workers: int | None = None, unsafe
         places.put(place)
 
     def shift() -> None:
-        with Worker(layer) as worker:
+        with Worker(layer, stopped=stopped) as worker:
             while not stopped.is_set():
                 try:
                     place = places.get_nowait()
@@ -66,17 +66,21 @@ def judge_all(programs: Sequence[Program], *, workers: int | None = None, unsafe
                     return
                 verdict = worker.judge(programs[place])
                 with turn:
+                    if stopped.is_set():
+                        return
                     verdicts[place] = verdict
                     if told is not None:
                         told(place, verdict)
 
     crew = max(1, min(workers or len(os.sched_getaffinity(0)), len(programs)))
     with ThreadPoolExecutor(crew, thread_name_prefix="sandbox") as executor:
+        tasks = [executor.submit(shift) for _ in range(crew)]
         try:
-            for task in [executor.submit(shift) for _ in range(crew)]:
-                task.result()
+            wait(tasks, return_when=FIRST_EXCEPTION)
         finally:
             stopped.set()
+        for task in tasks:
+            task.result()
     return [verdict for verdict in verdicts if verdict is not None]
 
 

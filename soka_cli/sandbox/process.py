@@ -32,42 +32,40 @@ class Sandbox:
     """
 
     def __init__(self, layer: Layer, role: Role, known: Mapping[str, Any] | None = None) -> None:
-        self._pidfd: int | None = None
-        self._information: int | None = None
         self._heard = bytearray()
-        self._devnull = os.open(os.devnull, os.O_WRONLY)
-        ours, theirs = socket.socketpair()
-        self.end = ours
-        self.channel = Channel(ours.fileno())
-        self.output, printed = os.pipe()
-        os.set_blocking(self.output, False)
-        inherited = [theirs.fileno(), bundle.descriptor()]
-        filter_end = information = -1
-        if layer.name == "bubblewrap":
-            filter_end, self._information, information = filled_pipe(layer.filter() or b""), *os.pipe()
-            inherited += [filter_end, information]
-        try:
-            self.process = subprocess.Popen(
-                layer.command(role, theirs.fileno(), filter_end, information, known),
-                env=ENVIRONMENT,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=printed,
-                pass_fds=inherited,
-                start_new_session=True,  # Ctrl-C is soka's to handle
-            )
-        finally:
-            theirs.close()
-            for descriptor in {printed, filter_end, information} - {-1}:
-                os.close(descriptor)
+        self._pidfd: int | None = None
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            self.end, end = socket.socketpair()
+            self.channel = Channel(self.end.fileno())
+            ours.callback(self.end.close)
+            theirs.callback(end.close)
+            self.output, printed = pipe(ours, theirs)
+            self._information, information = pipe(ours, theirs)
+            self._devnull = os.open(os.devnull, os.O_WRONLY)
+            ours.callback(os.close, self._devnull)
+            os.set_blocking(self.output, False)
+            filter_end = filled_pipe(layer.filter(), theirs)
+            inherited = [end.fileno(), bundle.descriptor(), information, *([filter_end] if filter_end is not None else [])]
+            try:
+                self.process = subprocess.Popen(
+                    layer.command(role, end.fileno(), filter_end, information, known),
+                    env=ENVIRONMENT,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=printed,
+                    pass_fds=inherited,
+                    start_new_session=True,  # Ctrl-C is soka's to handle
+                )
+            except OSError as error:
+                raise StartError(str(error)) from error
+            self._ours = ours.pop_all()
 
     def ready(self) -> "Sandbox":
         """Wait until the confined process says so; StartError with what it said instead."""
         try:
-            if self._information is not None:
-                self._find_first_process(self._information)
             message = self.receive(START)
+            self._find_first_process()
         except (OSError, ProtocolError, ValueError, KeyError) as error:
             raise StartError(self.printed() or str(error)) from error
         if message is None:
@@ -78,18 +76,17 @@ class Sandbox:
 
     def receive(self, patience: float) -> Message | None:
         """The next message, None at the end; TimeoutError if it takes longer than `patience` seconds to begin."""
-        if not select.select([self.end], [], [], patience)[0]:
+        if not readable(self.end.fileno(), patience):
             raise TimeoutError(f"nothing came within {patience:g} s")
         return self.channel.receive()
 
-    def _find_first_process(self, information: int) -> None:
-        """bubblewrap tells the pid of its namespace's first process, whose death is that of all others."""
-        text = bytearray()
-        while part := os.read(information, PIECE):
-            text += part
+    def _find_first_process(self) -> None:
+        """bubblewrap has told the pid of its namespace's first process, whose death is that of all others."""
+        text = os.read(self._information, PIECE)
         if text:
             with contextlib.suppress(OSError):  # dead already
                 self._pidfd = os.pidfd_open(json.loads(text)["child-pid"])
+                self._ours.callback(os.close, self._pidfd)
 
     def drain(self) -> bool:
         """Read what was printed, keep the beginning and throw the rest away without looking at it; False once nothing more can come."""
@@ -104,14 +101,12 @@ class Sandbox:
 
     def printed(self) -> str:
         """The beginning of what was printed up to now."""
-        while len(self._heard) < OUTPUT and select.select([self.output], [], [], 0)[0] and self.drain():
+        while len(self._heard) < OUTPUT and readable(self.output, 0.0) and self.drain():
             pass
         return self._heard.decode("utf-8", "replace").strip()
 
     def kill(self) -> None:
         """End all that runs in the sandbox, and return when it is gone. Killing twice is fine."""
-        if self.output < 0:
-            return
         if self.process.poll() is None:
             if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -122,16 +117,30 @@ class Sandbox:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self.end.close()
-        for descriptor in (self.output, self._devnull, self._pidfd, self._information):
-            if descriptor is not None:
-                os.close(descriptor)
-        self.output = -1
+        self._ours.close()
 
 
-def filled_pipe(content: bytes) -> int:
-    """A descriptor from which `content` can be read, less than a pipe holds."""
+def pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose reading end is closed with `ours`, its writing end with `theirs`."""
     end, start = os.pipe()
+    ours.callback(os.close, end)
+    theirs.callback(os.close, start)
+    return end, start
+
+
+def filled_pipe(content: bytes | None, theirs: contextlib.ExitStack) -> int | None:
+    """A descriptor from which `content`, less than a pipe holds, can be read; None for None."""
+    if content is None:
+        return None
+    end, start = os.pipe()
+    theirs.callback(os.close, end)
     os.write(start, content)
     os.close(start)
     return end
+
+
+def readable(descriptor: int, patience: float) -> bool:
+    """Whether something can be read, or the end is there, within `patience` seconds."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(1000 * patience))

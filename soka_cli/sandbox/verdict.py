@@ -39,7 +39,8 @@ class Program:
     Attributes:
         code: the program.
         tests: Python texts, each of which raises nothing if the program does what it should. They may use what code and setup define.
-        setup: runs before the tests, and as far as it can before the program; what it defines goes before what the program defines.
+        setup: runs before the program, or after it where it builds on it. Tests that say a name of it mean the setup's, not one that
+            the program gives the same name.
         timeout: seconds of wall clock for all of it.
     """
 

@@ -3,6 +3,7 @@
 import math
 import selectors
 import socket
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -22,11 +23,13 @@ class Worker:
     Args:
         layer: how programs, and the process that runs the tests, are isolated.
         spare: sandboxes that wait for the programs to come.
+        stopped: ends the judging early when it is set.
     """
 
-    def __init__(self, layer: Layer, spare: int = 1) -> None:
+    def __init__(self, layer: Layer, spare: int = 1, stopped: threading.Event | None = None) -> None:
         self.layer = layer
         self.spare = spare
+        self.stopped = stopped or threading.Event()
         self._waiting = [Sandbox(layer, "program")]
         self._bench: Sandbox | None = Sandbox(layer, "bench")
         self._bench_ready = False
@@ -64,14 +67,19 @@ class Worker:
             sandbox.kill()
         if found["verdict"] == "again":
             return None
-        return Verdict(found["verdict"], found["why"], found.get("mode"), self.layer.name, seconds, printed)
+        if found["verdict"] not in ("pass", "fail", "timeout"):
+            found = {"verdict": "error", "why": found.get("why")}
+        return Verdict(found["verdict"], printable(found["why"]), found.get("mode"), self.layer.name, seconds, printable(printed))
 
     def _take(self) -> Sandbox:
         """A sandbox that is ready, with others on the way for the programs that follow."""
         sandbox = self._waiting.pop(0) if self._waiting else Sandbox(self.layer, "program")
         while len(self._waiting) < self.spare:
             self._waiting.append(Sandbox(self.layer, "program"))
-        return up(sandbox)
+        try:
+            return up(sandbox)
+        except StartError:  # one that waited may have been killed from outside
+            return up(Sandbox(self.layer, "program"))
 
     def _bench_process(self) -> Sandbox:
         if self._bench is None:
@@ -116,6 +124,8 @@ class Worker:
                         return bench.channel.receive() or {"verdict": "error", "why": "the judging process ended"}
                     if not sandbox.drain():
                         selector.unregister(sandbox.output)
+                if self.stopped.is_set():
+                    return {"verdict": "error", "why": "stopped"}
                 if now - looked >= LOOK_EVERY:
                     looked = now
                     if excess := usage(sandbox.process.pid).excess:
@@ -130,6 +140,11 @@ def up(sandbox: Sandbox) -> Sandbox:
     except BaseException:
         sandbox.kill()
         raise
+
+
+def printable(text: object) -> str:
+    """Words of a program's, without what a terminal would obey or a file cannot hold."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in str(text))
 
 
 def job(program: Program, mode: Mode) -> dict[str, Any]:

@@ -121,6 +121,36 @@ def test_the_filter_s_jumps_stay_inside_it_and_it_ends_in_an_answer(monkeypatch:
     assert all(place + 1 + max(line[1:3]) < len(lines) for place, line in enumerate(lines) if line[0] in jumps)
 
 
+KERNEL_FILES = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/domainname",
+    "/proc/sysrq-trigger",
+    "/proc/1/oom_score_adj",
+    "/proc/1/mem",
+)
+
+
+@pytest.mark.parametrize("file", KERNEL_FILES)
+def test_no_variant_of_a_layer_lets_the_kernel_s_settings_be_written(file: str) -> None:
+    """Also where soka is root and a sandbox, for want of rights, stays user 0 of a user namespace."""
+    code = f"import os\ndef f():\n    os.close(os.open({file!r}, os.O_WRONLY))"
+    tried = 0
+    for layer in module.candidates():
+        if not try_layer(layer)[1]:
+            with Worker(layer, spare=0) as worker:
+                verdict = worker.judge(Program(code, ("f()",)))
+            assert verdict.verdict == "fail" and "Error" in verdict.why, (layer, verdict)
+            tried += 1
+    if not tried:
+        pytest.skip("no isolation here")
+
+
+def test_the_limit_of_processes_counts_those_of_the_user_where_it_cannot_count_a_sandbox_s_own() -> None:
+    own, shared = Layer("bubblewrap", change_user=True), Layer("landlock")
+    assert own.confinement()["limits"]["RLIMIT_NPROC"] == 32
+    assert shared.confinement()["limits"]["RLIMIT_NPROC"] > 32
+
+
 def test_the_last_line_of_what_a_layer_said_is_the_reason() -> None:
     assert last_line("a\nb\n") == "b" and last_line("")
 

@@ -1,6 +1,7 @@
 """What a verdict says of honest programs: right ones pass however they are written, wrong ones fail and say why."""
 
 import threading
+import time
 
 import pytest
 
@@ -268,6 +269,16 @@ def test_an_interruption_ends_the_workers() -> None:
     with pytest.raises(KeyboardInterrupt):
         judge_all([Program("x = 1", ())] * 50, workers=2, told=stop)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sandbox")]
+
+
+def test_an_interruption_does_not_wait_for_a_program_that_does_not_end() -> None:
+    def stop(place: int, verdict: object) -> None:
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judge_all([Program("import time\ntime.sleep(50)", (), timeout=50), Program("x = 1", ())], workers=2, told=stop)
+    assert time.monotonic() - start < 40
 
 
 def test_a_thread_of_a_thread_may_judge() -> None:

@@ -97,10 +97,13 @@ def _locked(path: str) -> int:
 
 
 def _proc() -> None:
-    """The sandbox's own processes; no /proc at all where the machine covers parts of its own."""
+    """The sandbox's own processes, read-only; no /proc at all where the machine covers parts of its own.
+
+    Without read-only a user 0 of any user namespace could write the kernel's settings under /proc/sys.
+    """
     os.mkdir("/new/proc")
     try:
-        mount("proc", "/new/proc", "proc", NO_SET_UID | NO_DEVICES | NO_EXEC)
+        mount("proc", "/new/proc", "proc", READ_ONLY | NO_SET_UID | NO_DEVICES | NO_EXEC)
     except PermissionError:
         os.rmdir("/new/proc")
 

@@ -87,16 +87,17 @@ class Program:
         return self.operate(asked, question)
 
     def run(self, code: str, setup: str, seconds: int) -> None:
-        """The setup, as far as it can do without the program; the program; then the setup after it."""
+        """The setup, then the program; the setup comes after it where it builds on the program."""
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         bound = seconds if hard == resource.RLIM_INFINITY else min(seconds, hard)
         resource.setrlimit(resource.RLIMIT_CPU, (bound, bound))
-        space = self.module.__dict__
-        if setup:
-            with contextlib.suppress(Exception):  # it may build on the program
-                exec(compile(setup, "<setup>", "exec"), space)
+        space, late = self.module.__dict__, False
+        try:
+            exec(compile(setup, "<setup>", "exec"), space)
+        except Exception:
+            late = True
         exec(compile(code, "<program>", "exec"), space)
-        if setup:
+        if late:
             exec(compile(setup, "<setup>", "exec"), space)
 
     def names(self, names: list[str]) -> dict[str, Any]:
