@@ -143,8 +143,8 @@ def summary(found: Isolation) -> str:
     if found.layer is None:
         return f"no isolation; {python}"
     name = f"bubblewrap {bubblewrap_version()}" if found.name == "bubblewrap" else found.name
-    user = f"user {found.report['user']}" + (", not root" if found.layer.change_user else "")
-    return f"{name}, {user}; {python}"
+    user = "a user that nobody else is" if found.layer.change_user else f"user {found.report['user']}"
+    return f"{name}, as {user}; {python}"
 
 
 def stops(found: Isolation) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.places import locate
 from soka_cli.run.environment import describe_environment, memory_bytes, processors
 from soka_cli.run.resources import available_memory, existing_parent, free_bytes
+from soka_cli.sandbox.isolation import advice, find_isolation, passes, stops, summary
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.installed import Package, packages, python_problem
 from soka_cli.stages.outcome import Outcome, Table
@@ -82,6 +83,7 @@ def machine_checks(found: Iterable[Package], device: str) -> list[Check]:
         memory_check(),
         disk_check(Path("runs")),
         *cache_checks(),
+        sandbox_check(),
     ]
 
 
@@ -179,6 +181,16 @@ def cache_check(name: str, folder: Path, variable: str) -> Check:
     if os.access(existing_parent(folder), os.W_OK | os.X_OK):
         return Check(name, "ok", f"{folder}, {free_bytes(folder) / GIGABYTE:.1f} GB free")
     return Check(name, "warn", f"{folder} cannot be written", f"point it at a folder of yours: export {variable}=FOLDER")
+
+
+def sandbox_check() -> Check:
+    """What isolates model-written programs here, tried out; how to get more where it is not the strongest layer."""
+    found = find_isolation()
+    if found.layer is None:
+        why = "; ".join(f"{name}: {why}" for name, why in found.refused)
+        return Check("sandbox", "warn", f"none, so mbpp and humaneval are not judged here ({why})", advice(found))
+    detail = f"{summary(found)}. Stops {'; '.join(stops(found))}. Does not stop {'; '.join(passes(found))}"
+    return Check("sandbox", "warn" if advice(found) else "ok", detail, advice(found))
 
 
 def recipe_checks(context: StageContext, offline: bool) -> list[Check]:
