@@ -11,6 +11,7 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.places import locate
 from soka_cli.run.environment import describe_environment, memory_bytes, processors
 from soka_cli.run.resources import available_memory, existing_parent, free_bytes
+from soka_cli.sandbox import no_isolation
 from soka_cli.sandbox.isolation import advice, find_isolation, passes, stops, summary
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.installed import Package, packages, python_problem
@@ -255,9 +256,9 @@ def source_check(name: str, path: str, offline: bool) -> Check:
 
 def task_check(number: int, task: str) -> Check:
     from soka_cli.tasks.base import task_named
+    from soka_cli.tasks.code_task import CodeTask
 
     name = f"eval.{number}.task"
-    found = attempt(name, lambda: task_named(task))
-    if isinstance(found, Check):
-        return Check(name, "warn", found.detail, found.hint)
+    if isinstance(task_named(task), CodeTask) and find_isolation().layer is None:
+        return Check(name, "fail", f"{task} runs model-written programs, and nothing isolates them here", no_isolation().hint)
     return Check(name, "ok", task)

@@ -19,9 +19,10 @@ from soka_cli.stages.completions import Completer, Completion
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.evaluation_tables import agreement_tables, answers_table, group_tables, scores_table
 from soka_cli.stages.exam import Exam, prepare_exams, text_digest
+from soka_cli.stages.execution import execution, require_isolation
 from soka_cli.stages.judged_model import JudgedModel, ModelShelf, choose_models
 from soka_cli.stages.outcome import Outcome
-from soka_cli.stages.scores import Prediction, check_predictions, judged, summarise
+from soka_cli.stages.scores import Prediction, check_predictions, judged_all, summarise
 
 Scores = dict[str, Any]
 
@@ -35,10 +36,12 @@ def evaluate(context: StageContext, kinds: Sequence[str] | None = None, folder: 
         show: wrong and right answers shown of each, in items.
 
     Raises:
-        SokaError: exit 2 for a task that is not there, 4 for the data, 5 for a stale or damaged run - all before a model is loaded;
-            3 for a base model that can't be had, 6 where memory or disk runs out.
+        SokaError: exit 4 for the data, 5 for a stale or damaged run - both before a model is loaded;
+            3 for a base model that can't be had, or programs that
+            nothing here isolates, 6 where memory or disk runs out.
     """
     exams = prepare_exams(context.recipe, offline=context.offline)
+    require_isolation(exams, context)
     with RunLock(context.layout.lock, context.command):
         models = choose_models(context, kinds, folder)
         shelf = ModelShelf(context)
@@ -156,6 +159,7 @@ class Sitting:
                 "limit": exam.entry.limit,
                 "dtype": recipe.model.dtype,
             },
+            **execution(exam.task, rows, self.context.unsafe_execution),
             "stop_reasons": {reason: reasons.count(reason) for reason in ("eos", "stop", "length", "context")},
             "reference": exam.protocol.reference,
             "seconds": round(seconds, 3),
@@ -189,6 +193,7 @@ class Asking:
         exam, reporter = sitting.exam, sitting.context.reporter
         self.exam, self.file, self.reporter = exam, file, reporter
         self.title = f"{exam.name}, {sitting.model.kind}"
+        self.unsafe = sitting.context.unsafe_execution
         model, tokenizer = sitting.shelf.get(sitting.model)
         self.prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in exam.prompts]
         self.completer = Completer(model, tokenizer, stops=exam.protocol.stops, max_new_tokens=exam.max_new_tokens, said=reporter.warn)
@@ -223,9 +228,12 @@ class Asking:
         self.seconds += time.monotonic() - start
         self.tokens += sum(completion.tokens for completion in completions.values())
         self.asked += len(missing)
-        return [self._prediction(place, completions[place]) for place in missing]
+        exam = self.exam
+        answers = [(completions[place].text, exam.examples[place]) for place in missing]
+        ends = judged_all(exam.task, answers, exam.protocol.stops, exam.protocol.readings, exam.protocol.postprocessing, unsafe=self.unsafe)
+        return [self._prediction(place, completions[place], end) for place, end in zip(missing, ends, strict=True)]
 
-    def _prediction(self, place: int, completion: Completion) -> Prediction:
+    def _prediction(self, place: int, completion: Completion, end: dict[str, Any]) -> Prediction:
         exam, example = self.exam, self.exam.examples[place]
         return {
             "id": example.id,
@@ -233,7 +241,7 @@ class Asking:
             "prompt_sha256": text_digest(exam.prompts[place]),
             "completion": completion.text,
             "stop_reason": completion.stop_reason,
-            **judged(exam.task, completion.text, example, exam.protocol.stops, exam.protocol.readings),
+            **end,
             "tokens": completion.tokens,
             "smallest_gap": completion.smallest_gap,
         }

@@ -47,10 +47,10 @@ class Exam:
 
 
 def prepare_exams(recipe: Recipe, *, offline: bool = False) -> list[Exam]:
-    """All entries of the recipe. Tasks are looked at first, then data, so that nothing is loaded for an entry that can't be asked.
+    """All entries of the recipe.
 
     Raises:
-        SokaError: exit 2 for no entry at all or a task that is not there, exit 4 for missing or damaged data.
+        SokaError: exit 2 for no entry at all, exit 4 for missing or damaged data.
     """
     if not recipe.eval:
         raise SokaError(
@@ -60,8 +60,6 @@ def prepare_exams(recipe: Recipe, *, offline: bool = False) -> list[Exam]:
             hint="add an entry to the recipe, e.g. eval: [{task: gsm8k, protocol: plain, path: openai/gsm8k, config: main}]",
             exit_code=ExitCode.USAGE,
         )
-    for entry in recipe.eval:
-        task_named(entry.task)
     entries = to_mapping(recipe)["eval"]
     return [prepare(entry, mapping, offline=offline) for entry, mapping in zip(recipe.eval, entries, strict=True)]
 
@@ -69,7 +67,7 @@ def prepare_exams(recipe: Recipe, *, offline: bool = False) -> list[Exam]:
 def prepare(entry: EvalSection, mapping: dict[str, Any], *, offline: bool) -> Exam:
     """Read the entry's rows, all of them (so that the digest does not depend on the limit), and render its prompts."""
     task, protocol = task_named(entry.task), protocol_named(entry.protocol, entry.task)
-    rows = load_rows(entry.path, revision=entry.revision, config=entry.config, split=entry.split, offline=offline)
+    rows = load_rows(entry.path, revision=entry.revision, config=entry.config, split=entry.split, task=entry.task, offline=offline)
     examples = tuple(task.example(row, index) for index, row in enumerate(rows[: entry.limit]))
     refuse_shared_ids(examples, entry)
     longest = entry.max_new_tokens or protocol.max_new_tokens
@@ -110,7 +108,7 @@ def load_shots(entry: EvalSection, *, offline: bool) -> list[dict[str, Any]]:
             exit_code=ExitCode.USAGE,
         )
     source = named if named.path is not None else entry
-    return load_rows(named.path or entry.path, revision=source.revision, config=source.config, split=named.split, offline=offline)
+    return load_rows(named.path or entry.path, revision=source.revision, config=source.config, split=named.split, task=entry.task, offline=offline)
 
 
 def refuse_shared_ids(examples: tuple[Example, ...], entry: EvalSection) -> None:

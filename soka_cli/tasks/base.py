@@ -28,11 +28,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was read out of a completion (None: nothing), each metric's verdict, and for people what a judge said beside it."""
+    """What was read out of a completion (None: nothing), each metric's verdict, and for people what a judge said beside it.
+
+    `details` are further columns of the prediction's row.
+    """
 
     extracted: str | None
     correct: dict[str, bool]
     why: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -84,14 +88,16 @@ def task_named(name: str) -> Task:
     """The benchmark called `name`; SokaError exit 2 listing those that are there."""
     from soka_cli.tasks.competition_math import CompetitionMath
     from soka_cli.tasks.gsm8k import Gsm8k
+    from soka_cli.tasks.humaneval import HumanEval
+    from soka_cli.tasks.mbpp import Mbpp
 
-    tasks: dict[str, Task] = {task.name: task for task in (Gsm8k(), CompetitionMath())}
+    everything: tuple[Task, ...] = (Gsm8k(), CompetitionMath(), Mbpp(), HumanEval())
+    tasks = {task.name: task for task in everything}
     if name not in tasks:
         raise SokaError(
-            f"Task {name} is not there yet: its prompts, answer extraction and equality are missing.",
+            f"There is no task {name}.",
             where=f"task: {name}",
-            why=f"this version judges {', '.join(tasks)}",
-            hint=f"use task {' or '.join(tasks)}, or take the entry out of the recipe's eval list",
+            hint=f"use {' or '.join(tasks)}",
             exit_code=ExitCode.USAGE,
         )
     return tasks[name]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from itertools import accumulate
 from typing import Literal
 
-Postprocessing = Literal["none", "fence", "evalplus", "pissa"]
+Postprocessing = Literal["none", "fence", "span", "evalplus", "pissa"]
 
 LONGEST = 100_000  # characters that are looked at; a longer completion is no answer
 FENCE = re.compile(r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<content>.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -20,16 +20,19 @@ def cut_program(completion: str, how: Postprocessing, wanted: Collection[str] = 
     """The program in a completion.
 
     Args:
-        how: none takes the completion as it is. fence takes the first fenced block of Python, or all where none is. evalplus is
-            `sanitized`. pissa is `cut_as_pissa`.
+        how: none takes the completion as it is. fence takes the first fenced block of Python, or all where none is. span does the
+            same, and where that is no Python takes the longest run of lines that is. evalplus is `sanitized`, pissa `cut_as_pissa`.
         wanted: names that the tests take from the program.
     """
     if how == "none":
         return completion
     text = completion[:LONGEST].replace("\r\n", "\n")
-    if how == "fence":
-        return fenced(text)
-    return sanitized(text, wanted) if how == "evalplus" else cut_as_pissa(text)
+    if how == "pissa":
+        return cut_as_pissa(text)
+    if how == "evalplus":
+        return sanitized(text, wanted)
+    block = fenced(text)
+    return block if how == "fence" or first_mistake(block) is None else longest_span(text)
 
 
 def fenced(text: str) -> str:

@@ -18,10 +18,13 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.places import packaged
 from soka_cli.recipe.schema import TASK_PROTOCOLS, Name, PositiveCount, Section
 from soka_cli.tasks.base import Example, Task
+from soka_cli.tasks.program import Postprocessing
 from soka_cli.tasks.template import Words, render_example
 
 # Where a completion's own protocol is not known: whatever begins another item, or is a chat's end of turn.
 COMMON_STOPS = ("Question:", "Problem:", "### Instruction", "</s>", "<|im_end|>")
+PROGRAM_TASKS = ("mbpp", "humaneval")
+PROGRAM_STOPS = ("[DONE]", "### Instruction", "</s>", "<|im_end|>", "<|endoftext|>")  # a program may well say "Problem:"
 BETWEEN_SHOTS = "\n\n"
 SHOT_FILES = "harness"
 
@@ -66,7 +69,7 @@ class AskingProtocol(Section):
     stops: tuple[str, ...]
     max_new_tokens: PositiveCount
     decoding: Literal["greedy"]
-    postprocessing: Literal["none", "fence", "evalplus"] = "none"
+    postprocessing: Postprocessing = "none"
     readings: tuple[str, ...] = ()
     reference: str = Field(min_length=1)
 
@@ -128,7 +131,9 @@ def _read(name: str, task: str) -> AskingProtocol:
 
 def stops_of(name: str | None, task: str) -> Sequence[str]:
     """The stop strings of a named protocol, or those that are common where none is named."""
-    return COMMON_STOPS if name is None else protocol_named(name, task).stops
+    if name is not None:
+        return protocol_named(name, task).stops
+    return PROGRAM_STOPS if task in PROGRAM_TASKS else COMMON_STOPS
 
 
 def template_digest(task: Task, protocol: AskingProtocol) -> str:

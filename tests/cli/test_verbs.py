@@ -14,6 +14,7 @@ import pytest
 
 from soka_cli.cli.app import main
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.sandbox import find_isolation
 from soka_cli.stages.outcome import Outcome
 from tests import builders
 
@@ -72,6 +73,18 @@ def test_score_judges_lines_without_a_model(here: Path, capsys: pytest.CaptureFi
     )
     assert main(["score", "--task", "gsm8k", "lines.jsonl", "--json"]) == ExitCode.DONE
     assert json_of(capsys)["metrics"]["strict"]["value"] == 0.5
+
+
+def test_score_runs_programs_and_gives_pass_at_k(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_isolation().layer is None:
+        pytest.skip("nothing isolates programs here")
+    codes = ("def f(x):\n    return x + 1", "def f(x):\n    return x")
+    builders.write_jsonl(here / "lines.jsonl", [{"id": "a", "completion": code, "test_list": ["assert f(1) == 2"]} for code in codes])
+    words = ["score", "--task", "mbpp", "--pass-at", "2", "--protocol", "plain", "--unsafe-execution", "lines.jsonl", "--json"]
+    assert main(words) == ExitCode.DONE
+    said = json_of(capsys)
+    assert {name: one["value"] for name, one in said["metrics"].items()} == {"pass@1": 0.5, "pass@2": 1.0}
+    assert said["execution"]["unsafe"] is False
 
 
 def test_doctor_answers_as_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,7 +125,10 @@ def test_a_recipe_that_cannot_run_here_is_exit_3_with_what_stands_against_it(
     assert caught.value.hint
 
 
-def test_a_benchmark_that_nothing_judges_yet_is_warned_of(tmp_path: Path, llama_folder: Path) -> None:
-    test = builders.gsm8k_file(tmp_path, 3, "test.jsonl")
-    outcome = doctor(context_for(tmp_path, llama_folder, eval=[{"task": "humaneval", "path": str(test)}]), offline=True)
-    assert checks_by_name(outcome)["eval.0.task"]["status"] == "warn"
+def test_a_recipe_whose_programs_nothing_isolates_cannot_run_here(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "find_isolation", lambda: Isolation(None, {}, ()))
+    with pytest.raises(SokaError) as caught:
+        doctor(context_for(tmp_path, llama_folder, eval=[{"task": "humaneval", "path": str(tmp_path / "tiny.yaml")}]), offline=True)
+    assert "humaneval runs model-written programs" in caught.value.why
