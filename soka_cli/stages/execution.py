@@ -1,7 +1,8 @@
 """Running model-written programs as part of a stage: whether it may be done here, and how it was done."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from soka_cli.sandbox import describe, find_isolation, no_isolation
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def require_isolation(exams: Sequence["Exam"], context: StageContext) -> None:
-    """Say what isolates the programs of the exams, if some ask for programs.
+    """Say what isolates the programs of the exams, if some ask for programs; a command of several stages hears it once.
 
     Raises:
         SokaError: exit 3, nothing isolates them and nobody insists.
@@ -22,8 +23,14 @@ def require_isolation(exams: Sequence["Exam"], context: StageContext) -> None:
     if any(isinstance(exam.task, CodeTask) for exam in exams):
         if find_isolation().layer is None and not context.unsafe_execution:
             raise no_isolation()
-        for line in describe(unsafe=context.unsafe_execution):
-            context.reporter.say(line)
+        tell(context.reporter.say, describe(unsafe=context.unsafe_execution))
+
+
+@cache
+def tell(say: Callable[[str], None], lines: tuple[str, ...]) -> None:
+    """Say lines to whom they have not been said yet."""
+    for line in lines:
+        say(line)
 
 
 def execution(task: Task, rows: Sequence[dict[str, Any]], unsafe: bool) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def cut_program(completion: str, how: Postprocessing, wanted: Collection[str] = 
     if how == "evalplus":
         return sanitized(text, wanted)
     block = fenced(text)
-    return block if how == "fence" or first_mistake(block) is None else longest_span(text)
+    return block if how == "fence" or parsed(block) is not None else longest_span(text)
 
 
 def fenced(text: str) -> str:
@@ -97,29 +97,29 @@ def farthest_end(lines: list[str], start: int, most: int, above: list[int]) -> i
     """
     end = len(lines)
     while above[end] - above[start] > most:
-        mistake = first_mistake("\n".join(lines[start:end]))
-        if mistake is None:
+        found = read("\n".join(lines[start:end]))
+        if isinstance(found, ast.Module):
             return end
-        end = max(start, min(end - 1, start + mistake - 1))
+        end = max(start, min(end - 1, start + found - 1))
     return start
 
 
-def first_mistake(text: str) -> int | None:
-    """The line (1-based) at which a text stops being Python; None if it is Python."""
+def read(text: str) -> ast.Module | int:
+    """The tree of a text, or the line (1-based) at which it stops being Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a model's strings escape
-            ast.parse(text)
+            return ast.parse(text)
     except SyntaxError as error:
         return error.lineno or 1
     except (ValueError, RecursionError, MemoryError):  # null characters, or nested beyond what the parser follows
         return 1
-    return None
 
 
 def parsed(text: str) -> ast.Module | None:
     """The tree of a text that is Python, None for another."""
-    return ast.parse(text) if first_mistake(text) is None else None
+    found = read(text)
+    return found if isinstance(found, ast.Module) else None
 
 
 def is_import(node: ast.stmt) -> bool:

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from soka_cli.tasks.program import cut_program, defines, first_mistake, longest_span, sanitized
+from soka_cli.tasks.program import cut_program, defines, longest_span, read, sanitized
 
 CODE = "import math\n\ndef f(x):\n    return math.floor(x)\n"
 CHAT = f"Sure! Here is the function:\n\n```python\n{CODE}```\n\nIt rounds down, e.g. `f(1.5)` is 1.\n"
@@ -131,7 +131,7 @@ def test_the_longest_run_of_lines_is_the_one_that_trying_all_of_them_finds(text:
     ["-" * 50_000 + "1", "(" * 50_000, "x" + ".a" * 40_000, "1+" * 40_000 + "1", "if a:\n pass\n" + "elif b:\n pass\n" * 5_000, "x = 1\0"],
 )
 def test_texts_that_break_parsers_are_just_no_programs(text: str) -> None:
-    assert first_mistake(text) == 1
+    assert read(text) == 1
     assert isinstance(cut_program(text, "evalplus", ["f"]), str)
 
 
