@@ -11,7 +11,8 @@ from soka_cli.sandbox import bundle
 from soka_cli.sandbox.inside.demands import PACKAGES
 
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin")
-ALSO = ("/etc/ld.so.cache", "/nix/store")
+LIBRARY_CACHE = "/etc/ld.so.cache"
+STORE = "/nix/store"  # where a package's libraries lie in folders of their own, if the interpreter is one of them
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 # Strings are hashed alike each time, or a set's order and with it some verdicts would change from run to run.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -20,11 +21,13 @@ OPTIONS = ("-s", "-S", "-P", "-B", "-X", "utf8")  # nothing of a user's or a sit
 
 @dataclass(frozen=True)
 class Interpreter:
-    """Attributes:
-    executable: the interpreter itself, no link into a virtual environment.
-    readable: files and folders that it needs, in full.
-    links: (path, target) of the symbolic links at the root, such as most distributions have for /lib.
-    search: folders of packages, of which only PACKAGES can be read.
+    """A Python outside of any virtual environment.
+
+    Attributes:
+        executable: the interpreter itself, no link to it.
+        readable: files and folders that it needs, in full.
+        links: (path, target) of the symbolic links at the root, such as most distributions have for /lib.
+        search: folders of packages, of which only PACKAGES can be read.
     """
 
     executable: str
@@ -45,7 +48,8 @@ def interpreter() -> Interpreter:
     prefixes = {sys.base_prefix, sys.base_exec_prefix}
     libraries = {Path(prefix, name) for prefix in prefixes for name in ("lib", "lib64")}
     packages = [folder for name in PACKAGES for folder in package_folders(name)]
-    readable = {*SYSTEM, *ALSO, *map(str, (executable, *libraries, *packages))} - {path for path, _ in links}
+    store = [STORE] if executable.is_relative_to(STORE) else []
+    readable = {*SYSTEM, LIBRARY_CACHE, *store, *map(str, (executable, *libraries, *packages))} - {path for path, _ in links}
     return Interpreter(
         executable=str(executable),
         readable=outermost(path for path in readable if Path(path).exists()),

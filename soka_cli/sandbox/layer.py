@@ -1,4 +1,4 @@
-"""Ways of isolating a process, strongest first: how each is started. Whether it works here is for probes.py to find out."""
+"""Ways of isolating a process, strongest first: how each is started. Whether it works here is for isolation.py to find out."""
 
 import contextlib
 import itertools
@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from soka_cli.sandbox import system_calls
+from soka_cli.sandbox import bundle, system_calls
 from soka_cli.sandbox.inside import landlock
 from soka_cli.sandbox.interpreter import DEVICES, interpreter
 from soka_cli.sandbox.limits import DISK, PROCESSES, RESOURCES
@@ -20,7 +20,7 @@ Role = Literal["program", "bench", "probe"]
 
 FIRST_FREE_USER, FREE_USERS = 0x70000000, 0x0FFFFFFF  # ids that no distribution gives to anybody
 NOBODY = 65534
-COUNTING_KERNEL = (5, 14)
+COUNTING_KERNEL = (5, 14)  # from here on a user namespace counts its own processes
 _numbers = itertools.count()
 
 
@@ -41,10 +41,16 @@ class Layer:
     change_user: bool = False
     see_all: bool = False
     size: bool = True
-    own_pids: bool = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "own_pids", self.name in ("bubblewrap", "namespaces"))
+    @property
+    def own_pids(self) -> bool:
+        """Whether a sandbox has a pid namespace and a file system of its own."""
+        return self.name in ("bubblewrap", "namespaces")
+
+    @property
+    def counts_alone(self) -> bool:
+        """Whether the limit of processes counts a sandbox's own: it has a user of its own, or a user namespace that counts."""
+        return self.change_user or (self.user_space and kernel() >= COUNTING_KERNEL)
 
     def command(
         self, role: Role, channel: int, filter_end: int | None, information: int, known: Mapping[str, Any] | None = None
@@ -62,6 +68,7 @@ class Layer:
             "layer": self.name,
             "role": role,
             "channel": channel,
+            "others": [bundle.descriptor(), information, *([filter_end] if filter_end is not None else [])],
             "parent": os.getpid(),
             "search": python.search,
             "known": known,
@@ -84,11 +91,6 @@ class Layer:
             "landlock": files if self.name == "landlock" else None,
             "filter": own_filter.hex() if own_filter is not None else None,
         }
-
-    @property
-    def counts_alone(self) -> bool:
-        """Whether the limit of processes counts a sandbox's own: it has a user of its own, or a user namespace that counts (Linux 5.14)."""
-        return self.change_user or (self.user_space and kernel() >= COUNTING_KERNEL)
 
     def filter(self) -> bytes | None:
         """The seccomp program. Where the sandbox has the machine's own pids and files in sight, it refuses more."""

@@ -52,6 +52,11 @@ def judge_all(programs: Sequence[Program], *, workers: int | None = None, unsafe
     layer = layer_for(unsafe)
     if layer is None:
         raise no_isolation()
+    return judge_with(layer, programs, workers=workers, told=told)
+
+
+def judge_with(layer: Layer, programs: Sequence[Program], *, workers: int | None = None, told: Told | None = None) -> list[Verdict]:
+    """As `judge_all`, on one layer."""
     verdicts: list[Verdict | None] = [None] * len(programs)
     places, stopped, turn = queue.SimpleQueue[int](), threading.Event(), threading.Lock()
     for place in range(len(programs)):

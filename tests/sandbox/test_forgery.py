@@ -375,6 +375,11 @@ def test_a_finalizer_forges_nothing(judge: Judge) -> None:
     assert fails(judge, code, because="process ended")
 
 
+def test_a_program_cannot_end_a_loop_of_the_tests(judge: Judge) -> None:
+    code = "def f(x): raise StopIteration"
+    assert fails(judge, code, "assert all(map(lambda pair: f(pair[0]) == pair[1], [(1, 2), (2, 3)]))", because="ProgramError")
+
+
 def test_an_exception_whose_text_raises_is_only_an_exception(judge: Judge) -> None:
     code = "class Bad(Exception):\n    def __str__(self): raise SystemExit(0)\n    __repr__ = __str__\ndef f(x): raise Bad()"
     assert fails(judge, code, because="whose text raises")

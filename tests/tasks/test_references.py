@@ -7,6 +7,7 @@ import pytest
 
 from soka_cli.data.load import load_rows
 from soka_cli.sandbox import find_isolation
+from soka_cli.tasks import code_task
 from soka_cli.tasks.base import Judgement
 from soka_cli.tasks.code_task import CodeTask
 from soka_cli.tasks.humaneval import HumanEval
@@ -27,9 +28,11 @@ def {name}(*arguments, **named): return _changed(_right(*arguments, **named))
 
 
 @pytest.fixture(autouse=True)
-def needs_isolation() -> None:
+def needs_isolation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine gets its time: the slowest reference takes 5 seconds on an idle one."""
     if find_isolation().layer is None:
         pytest.skip("nothing isolates programs here")
+    monkeypatch.setattr(code_task, "TIMEOUT", 60.0)
 
 
 def judged(task: CodeTask, rows: list[dict[str, Any]], answers: list[str]) -> dict[str, Judgement]:

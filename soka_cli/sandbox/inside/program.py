@@ -108,11 +108,8 @@ class Program:
 
     def prove(self, tests: list[str]) -> Message:
         """Run the tests here, in the program's own process: what they say is the program's word."""
-        for number, test in enumerate(tests):
-            try:
-                exec(compile(test, f"<test {number}>", "exec"), self.module.__dict__)
-            except BaseException as error:
-                return description(error) | {"test": number}
+        for test in tests:
+            exec(compile(test, "<test>", "exec"), self.module.__dict__)
         return {"value": None}
 
     def operate(self, asked: str, question: Message) -> Message:

@@ -22,10 +22,19 @@ def description(error: BaseException) -> Message:
     return {"raised": kinds, "class": type(error).__name__[:LONGEST_TEXT], "text": text}
 
 
-def again(message: Message) -> Exception:
-    """An exception like the one that a message stands for: of its nearest built-in class, or a ProgramError."""
+ENDS = ("StopIteration", "StopAsyncIteration")
+
+
+def again(message: Message, *, iterating: bool = False) -> Exception:
+    """An exception like the one that a message stands for: of its nearest built-in class, or a ProgramError.
+
+    Args:
+        iterating: whether the end of an iteration is an answer. Anywhere else it would end a loop of the tests' own, unseen.
+    """
     text = str(message.get("text", ""))[:LONGEST_TEXT]
     for name in message["raised"] if isinstance(message["raised"], list) else ():
+        if name in ENDS and not iterating:
+            break
         kind: Any = getattr(builtins, name, None) if isinstance(name, str) else None
         if isinstance(kind, type) and issubclass(kind, Exception):
             try:

@@ -1,7 +1,8 @@
 """The first thing that runs in a sandbox: give up what has to be given up, then serve one role.
 
-Run as `python -c "...; start.main()" PLAN`, PLAN being a JSON object: `layer`, `role`, `channel` (a descriptor), `confinement` (see
-confinement.confine), `root` (see mounts.build, None for none), `user_space`, and for role probe `known`.
+Run as `python -c LOADER PLAN` (see bundle.py), PLAN being a JSON object: `layer`, `role`, `channel` (the descriptor to keep), `others`
+(those to close), `parent` (the pid that started this), `confinement` (see confinement.confine), `root` and `user_space` (see mounts.build
+and mounts.leave), `search` (folders to import from), and for role probe `known`.
 """
 
 import builtins
@@ -19,13 +20,13 @@ from .confinement import confine
 from .kernel import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, process_control
 from .peer import EndedError
 
-FIRST_OWN = 3  # descriptors below are standard input, output and error
-
 
 def main() -> None:
     plan = json.loads(sys.argv[1])
     del sys.argv[1:]
-    close_all_but(plan["channel"])
+    for descriptor in plan["others"]:
+        with contextlib.suppress(OSError):  # bubblewrap closes those that it reads and writes
+            os.close(descriptor)
     work = role(plan)
     if plan["layer"] == "bubblewrap":
         become(plan, work)
@@ -46,12 +47,6 @@ def role(plan: Mapping[str, Any]) -> Callable[[Channel], None]:
     from .probe import report
 
     return lambda channel: channel.send(report(plan["known"]))
-
-
-def close_all_but(channel: int) -> None:
-    """Keep the standard descriptors and the channel."""
-    os.closerange(FIRST_OWN, channel)
-    os.closerange(channel + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def watch(plan: Mapping[str, Any], work: Callable[[Channel], None]) -> None:

@@ -41,7 +41,7 @@ class Trial:
         self.last = ""
 
     def verdict(self) -> Message:
-        """`verdict` (pass, fail, or error for tests that are no Python), `why`, `test` (its number) and `mode`."""
+        """`verdict` (pass, fail, error for tests that are no Python, again for those that need one process), `why` and `mode`."""
         try:
             demands = Demands(self.job["setup"], self.job["tests"])
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -61,7 +61,7 @@ class Trial:
             return failed(trouble)
         answer = self.peer.ask({"ask": "prove", "tests": self.job["tests"]})
         if "raised" in answer:
-            return failed(sentence(answer), answer.get("test"))
+            return failed(sentence(answer))
         return {"verdict": "pass", "why": ""}
 
     def run_program(self) -> str | None:
@@ -74,16 +74,15 @@ class Trial:
         if (trouble := self.run_program()) is not None:
             return failed(trouble)
         space = {"__name__": "tests", "__builtins__": builtins, **self.program_names(demands)}
-        texts = [self.job["setup"], *self.job["tests"]]
-        for number, text in enumerate(texts, start=-1):
+        for text in (self.job["setup"], *self.job["tests"]):
             try:
-                exec(compile(text, f"<test {number}>", "exec"), space)
+                exec(compile(text, "<test>", "exec"), space)
             except (OneProcessError, ProtocolError, EndedError):
                 raise
             except AssertionError as error:
-                return failed(self.false(text, error), number)
+                return failed(self.false(text, error))
             except BaseException as error:
-                return failed(f"{short(text)} raises {sentence(description(error))}{self.last}", number)
+                return failed(f"{short(text)} raises {sentence(description(error))}{self.last}")
             if self.stopped is not None:
                 raise self.stopped
         return {"verdict": "pass", "why": ""}
@@ -113,7 +112,7 @@ class Trial:
             answer = self.peer.ask(question)
             if "raised" in answer:
                 self.last = f"; the program raised {sentence(answer)}"
-                raise again(answer)
+                raise again(answer, iterating=asked == "next")
             for argument, data in zip(arguments, answer.get("after") or (), strict=False):
                 if data is not None:
                     become(argument, self.codec.decode(data))
@@ -176,8 +175,8 @@ def shown(value: Any) -> str:
         return "a very long number"
 
 
-def failed(why: str, test: int | None = None) -> Message:
-    return {"verdict": "fail", "why": why, "test": test}
+def failed(why: str) -> Message:
+    return {"verdict": "fail", "why": why}
 
 
 def short(text: str) -> str:
@@ -188,7 +187,8 @@ def short(text: str) -> str:
 
 def trusted(module: Any, name: str) -> bool:
     """Whether a module that the program calls `name` may be imported here: ours, and none under another's name."""
-    return module in PACKAGES or (module in sys.stdlib_module_names and (module == name or name not in sys.stdlib_module_names))
+    ours = module in PACKAGES or module in sys.stdlib_module_names
+    return ours and (module == name or name not in sys.stdlib_module_names)
 
 
 def home(value: Any) -> tuple[str | None, str | None]:
