@@ -32,6 +32,7 @@ class Sandbox:
     """
 
     def __init__(self, layer: Layer, role: Role, known: Mapping[str, Any] | None = None) -> None:
+        self._layer = layer
         self._heard = bytearray()
         self._pidfd: int | None = None
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
@@ -81,12 +82,15 @@ class Sandbox:
         return self.channel.receive()
 
     def _find_first_process(self) -> None:
-        """bubblewrap has told the pid of its namespace's first process, whose death is that of all others."""
-        text = os.read(self._information, PIECE)
-        if text:
-            with contextlib.suppress(OSError):  # dead already
-                self._pidfd = os.pidfd_open(json.loads(text)["child-pid"])
-                self._ours.callback(os.close, self._pidfd)
+        """bubblewrap tells the pid of its namespace's first process, whose death is that of all others, before anything runs in it."""
+        if self._layer.name != "bubblewrap" or self._pidfd is not None:
+            return
+        text = b""
+        while not text.endswith(b"}\n") and readable(self._information, PATIENCE) and (part := os.read(self._information, PIECE)):
+            text += part
+        with contextlib.suppress(OSError, ValueError):  # dead already, or before it told
+            self._pidfd = os.pidfd_open(json.loads(text)["child-pid"])
+            self._ours.callback(os.close, self._pidfd)
 
     def drain(self) -> bool:
         """Read what was printed, keep the beginning and throw the rest away without looking at it; False once nothing more can come."""
@@ -108,6 +112,7 @@ class Sandbox:
     def kill(self) -> None:
         """End all that runs in the sandbox, and return when it is gone. Killing twice is fine."""
         if self.process.poll() is None:
+            self._find_first_process()  # killing bubblewrap itself would leave the first process of one that is not up yet behind
             if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             else:

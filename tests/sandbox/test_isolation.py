@@ -196,6 +196,33 @@ def test_a_sandbox_dies_with_soka_even_by_kill_9(worker: Worker) -> None:
     assert waited_for(lambda: not named("soka-orphan"))
 
 
+KILL_WHILE_STARTING = """
+import os, sys, time
+from pathlib import Path
+from soka_cli.sandbox.isolation import find_isolation
+from soka_cli.sandbox.process import Sandbox
+
+def started_here():
+    words = f'"parent": {os.getpid()},'.encode()
+    return [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if words in path.read_bytes()]
+
+layer = find_isolation(sys.argv[1]).layer
+for delay in (0.0, 0.002, 0.005, 0.01, 0.02, 0.05):
+    for _ in range(4):
+        sandbox = Sandbox(layer, "program")
+        time.sleep(delay)
+        sandbox.kill()
+        sandbox.kill()
+print(started_here())
+"""
+
+
+def test_a_sandbox_that_is_killed_while_it_starts_leaves_nothing(worker: Worker) -> None:
+    words = [sys.executable, "-c", KILL_WHILE_STARTING, worker.layer.name]
+    said = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False)
+    assert said.stdout.strip() == "[]", said
+
+
 # As an ordinary user
 
 
