@@ -108,7 +108,7 @@ def load_shots(entry: EvalSection, *, offline: bool) -> list[dict[str, Any]]:
             exit_code=ExitCode.USAGE,
         )
     source = named if named.path is not None else entry
-    return load_rows(named.path or entry.path, revision=source.revision, config=source.config, split=named.split, task=entry.task, offline=offline)
+    return load_rows(named.path or entry.path, revision=source.revision, config=source.config, split=named.split, offline=offline)
 
 
 def refuse_shared_ids(examples: tuple[Example, ...], entry: EvalSection) -> None:

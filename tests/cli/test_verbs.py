@@ -110,7 +110,7 @@ def test_clean_asks_before_it_removes(here: Path, monkeypatch: pytest.MonkeyPatc
 FAILURES = {
     "a recipe that is nowhere": (["train", "-r", "nowhere.yaml"], ExitCode.USAGE),
     "an unknown key": (["plan", "-r", "tiny.yaml", "train.learning_rate=1"], ExitCode.USAGE),
-    "a task that has no judge yet": (["eval", "-r", "tiny.yaml", "eval.0.task=math", "--run", "fresh"], ExitCode.USAGE),
+    "rows of another benchmark": (["eval", "-r", "tiny.yaml", "eval.0.task=math", "--run", "fresh"], ExitCode.DATA),
     "an unknown task to score": (["score", "--task", "gsm9k", "tiny.yaml"], ExitCode.USAGE),
     "a gated model offline": (["decompose", "-r", "gsm8k.yaml", "--offline"], ExitCode.ENVIRONMENT),
     "a device that is not there": (["train", "-r", "tiny.yaml", "--run", "fresh", "--device", "cuda:7"], ExitCode.ENVIRONMENT),
