@@ -107,6 +107,35 @@ def gsm8k_rows(count: int = 24) -> list[dict[str, str]]:
     return rows
 
 
+def mbpp_rows(count: int = 4) -> list[dict[str, Any]]:
+    """Rows in full MBPP's form, ids from 11 (its test split) on; each adds another number, and its reference has Windows line ends."""
+    return [
+        {
+            "task_id": 11 + index,
+            "text": f"Write a function to add {index} to a number.",
+            "code": f"def add_{index}(x):\r\n    return x + {index}",
+            "test_setup_code": "",
+            "test_list": [f"assert add_{index}({x}) == {x + index}" for x in (0, 1, 5)],
+            "challenge_test_list": [],
+        }
+        for index in range(count)
+    ]
+
+
+def humaneval_rows(count: int = 2) -> list[dict[str, str]]:
+    """Rows in HumanEval's form."""
+    return [
+        {
+            "task_id": f"HumanEval/{index}",
+            "prompt": f'from typing import List\n\n\ndef plus_{index}(xs: List[int]) -> List[int]:\n    """ Add {index} to each. """\n',
+            "entry_point": f"plus_{index}",
+            "canonical_solution": f"    return [x + {index} for x in xs]\n",
+            "test": f"\n\ndef check(candidate):\n    assert candidate([]) == []\n    assert candidate([1]) == [{1 + index}]\n\n",
+        }
+        for index in range(count)
+    ]
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

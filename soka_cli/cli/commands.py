@@ -3,6 +3,7 @@
 A stage, and torch with it, is imported after the recipe was read: a mistake in a recipe shows at once.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +15,8 @@ from soka_cli.cli.verb import verb
 if TYPE_CHECKING:
     from soka_cli.run.reporter import Reporter
     from soka_cli.stages.outcome import Outcome
+
+UnsafeExecution = Annotated[bool, typer.Option("--unsafe-execution", help="Run model-written programs even where nothing isolates them.")]
 
 app = typer.Typer(
     name="soka",
@@ -99,9 +102,10 @@ def evaluate(
         typer.Option("--model", metavar="base|adapter|merged|FOLDER", help="What to judge (default: all three that exist)."),
     ] = None,
     show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Show N wrong and N right answers.")] = 0,
+    unsafe_execution: UnsafeExecution = False,
 ) -> "Outcome":
     """Ask the benchmarks and judge the answers; goes on where it stopped."""
-    context = request.context(reporter, last_run=True)
+    context = replace(request.context(reporter, last_run=True), unsafe_execution=unsafe_execution)
     from soka_cli.stages.evaluate import evaluate as stage
 
     kinds = None if model is None else [model] if model in ("base", "adapter", "merged") else []
@@ -118,15 +122,17 @@ def evaluate(
 def score(
     request: Request,
     reporter: "Reporter",
-    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Lines of {id, completion, gold}.")],
-    task: Annotated[str, typer.Option("--task", metavar="gsm8k", help="The benchmark that judges.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Lines of {id, completion, gold}, or the tests in place of gold.")],
+    task: Annotated[str, typer.Option("--task", metavar="gsm8k|math|mbpp|humaneval", help="The benchmark that judges.")],
     protocol: Annotated[str | None, typer.Option("--protocol", metavar="NAME", help="Whose stop strings cut the completion.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write predictions.jsonl and scores.json here.")] = None,
+    pass_at: Annotated[list[int] | None, typer.Option("--pass-at", metavar="K", min=1, help="Give pass@K too; repeatable.")] = None,
+    unsafe_execution: UnsafeExecution = False,
 ) -> "Outcome":
     """Judge completions that exist already, without a model."""
     from soka_cli.stages.score import score as stage
 
-    return stage(file, task=task, protocol=protocol, out=out, reporter=reporter)
+    return stage(file, task=task, protocol=protocol, out=out, reporter=reporter, pass_at=pass_at or (), unsafe=unsafe_execution)
 
 
 @verb(
@@ -174,9 +180,9 @@ def report(request: Request, reporter: "Reporter") -> "Outcome":
 
 
 @verb(app, "run", examples=("soka run --recipe demo.yaml", "soka run -r gsm8k.yaml -d runs/gsm8k-seed1 seed=1"))
-def run(request: Request, reporter: "Reporter") -> "Outcome":
+def run(request: Request, reporter: "Reporter", unsafe_execution: UnsafeExecution = False) -> "Outcome":
     """Do it all: decompose, train, eval, merge, eval of the merged model, report."""
-    context = request.context(reporter, last_run=True)
+    context = replace(request.context(reporter, last_run=True), unsafe_execution=unsafe_execution)
     from soka_cli.stages.run import run as stage
 
     return stage(context)

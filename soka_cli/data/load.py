@@ -11,6 +11,7 @@ from typing import Any
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.places import locate
 from soka_cli.run.digest import file_digest, folder_digest
+from soka_cli.tasks.splits import belongs
 
 Row = dict[str, Any]
 
@@ -23,6 +24,7 @@ def load_rows(
     split: str = "train",
     rows: int | None = None,
     filter: Mapping[str, str] | None = None,
+    task: str | None = None,
     offline: bool = False,
 ) -> list[Row]:
     """The rows of a data source in their own order.
@@ -32,6 +34,7 @@ def load_rows(
         revision, config, split: of a Hub data set; a file has none of them.
         rows: the first rows that are taken, after `filter`; None takes all.
         filter: column -> value, as text; only rows that hold all of them stay.
+        task: the benchmark whose rows these are; where it comes as one file, `split` keeps the rows of that split (tasks/splits.py).
         offline: read the Hub's local cache alone.
 
     Raises:
@@ -39,7 +42,7 @@ def load_rows(
     """
     place = _place(path)
     if isinstance(place, Path) and place.is_file():
-        every: Iterable[Row] = _read_file(place)
+        every: Iterable[Row] = (row for row in _read_file(place) if belongs(row, task, split))
     else:
         every = _read_hub(str(place), revision=revision, config=config, split=split, offline=offline)
     chosen = list(islice(_filtered(every, filter or {}, path), rows))

@@ -15,7 +15,13 @@ from soka_cli.recipe.schema import Recipe
 
 __all__ = ["LOCATIONS", "LoadedRecipe", "load_recipe", "to_mapping", "to_yaml"]
 
-LOCATIONS = (("model", "name"), ("data", "train", "path"), ("data", "validation", "path"), ("eval", "*", "path"))
+LOCATIONS = (
+    ("model", "name"),
+    ("data", "train", "path"),
+    ("data", "validation", "path"),
+    ("eval", "*", "path"),
+    ("eval", "*", "shots", "path"),
+)
 """Options that hold a path or a Hub id."""
 
 
@@ -69,7 +75,7 @@ def read_layers(path: Path, folder: Path, mistakes: list[Mistake], chain: tuple[
     if root is None or not isinstance(root.value, dict):
         return None, text
     extends = root.value.get("extends")
-    own = replace(root, value={key: node for key, node in root.value.items() if key != "extends"})
+    own = replace(root, value={key: node for key, node in root.value.items() if key not in not_options(path)})
     chain = (*chain, path.resolve())
     merged: Node | None = None
     for name in names_extended(extends, mistakes):
@@ -84,6 +90,11 @@ def read_layers(path: Path, folder: Path, mistakes: list[Mistake], chain: tuple[
         if layer is not None:
             merged = layer if merged is None else lay_over(merged, layer)
     return (own if merged is None else lay_over(merged, own)), text
+
+
+def not_options(path: Path) -> tuple[str, ...]:
+    """Keys of a file that say nothing about the run: a packaged protocol's own definition is read by its name (tasks/protocol.py)."""
+    return ("extends", "protocol") if path.is_relative_to(packaged("configs") / "protocols") else ("extends",)
 
 
 def names_extended(extends: Node | None, mistakes: list[Mistake]) -> list[Node]:

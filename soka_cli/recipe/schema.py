@@ -42,6 +42,17 @@ INIT_READS = {
 DATA_INITS = tuple(init for init, reads in INIT_READS.items() if reads)
 """The starts that depend on the training data."""
 
+TASK_PROTOCOLS = {
+    "gsm8k": ("plain", "pissa", "metamath", "lm-eval", "lm-eval-cot"),
+    "math": ("plain", "pissa", "metamath", "lm-eval", "lm-eval-minerva"),
+    "mbpp": ("plain", "pissa", "lm-eval", "evalplus"),
+    "humaneval": ("plain", "pissa", "lm-eval", "evalplus"),
+}
+"""The protocols of each task; each is a file configs/protocols/<protocol>-<task>.yaml."""
+
+SHOWS_ROWS = (("gsm8k", "lm-eval"), ("math", "lm-eval-minerva"))
+"""Task and protocol whose shots come from training rows."""
+
 
 def misfit(message: str, *concerns: str) -> PydanticCustomError:
     """Options that are right each for itself and do not go together.
@@ -322,6 +333,21 @@ class TrainSection(Section):
         return self
 
 
+class ShotsSection(Section):
+    """Training rows that a few-shot protocol shows solved."""
+
+    path: Name | None = Field(default=None, description="Hub id or file of the rows; null takes the entry's own Hub data set.")
+    revision: Name | None = Field(default=None, description="Commit of the Hub data set.")
+    config: Name | None = Field(default=None, description="Configuration of the Hub data set, e.g. main.")
+    split: Name = Field(default="train", description="Split of the Hub data set.")
+
+    @model_validator(mode="after")
+    def revision_and_config_have_a_path(self) -> "ShotsSection":
+        if self.path is None and (found := sorted(self.named() & {"revision", "config"})):
+            raise misfit(f"{' and '.join(found)} belong to a path; name it, or drop them", *found)
+        return self
+
+
 class EvalSection(Section):
     """One benchmark, asked in one way."""
 
@@ -329,14 +355,25 @@ class EvalSection(Section):
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder name; null takes <task>-<protocol>."
     )
     task: Literal["gsm8k", "math", "mbpp", "humaneval"] = Field(description="The benchmark.")
-    protocol: Literal["plain", "pissa"] = Field(default="plain", description="The way of asking and stopping.")
+    protocol: Literal["plain", "pissa", "metamath", "lm-eval", "lm-eval-cot", "lm-eval-minerva", "evalplus"] = Field(
+        default="plain", description="The way of asking, stopping and reading; which there are depends on the task."
+    )
     path: Name = Field(description="Hub id or file of the test items.")
     revision: Name | None = Field(default=None, description="Commit of the Hub data set.")
     config: Name | None = Field(default=None, description="Configuration of the Hub data set, e.g. main.")
     split: Name = Field(default="test", description="Split of the Hub data set.")
     limit: PositiveCount | None = Field(default=None, description="First items that are asked; null takes all.")
-    max_new_tokens: PositiveCount = Field(default=512, description="Longest completion, in tokens.")
+    shots: ShotsSection | None = Field(default=None, description="Where lm-eval and lm-eval-minerva take their solved items from.")
+    max_new_tokens: PositiveCount | None = Field(default=None, description="Longest completion, in tokens; null takes the protocol's.")
     batch_size: PositiveCount = Field(default=32, description="Prompts generated together.")
+
+    @model_validator(mode="after")
+    def protocol_belongs_to_the_task(self) -> "EvalSection":
+        if self.protocol not in (there := TASK_PROTOCOLS[self.task]):
+            raise misfit(f"task {self.task} has no protocol {self.protocol}; write {' or '.join(there)}", "protocol", "task")
+        if self.shots is not None and (self.task, self.protocol) not in SHOWS_ROWS:
+            raise misfit(f"protocol {self.protocol} of task {self.task} shows no training rows; drop shots", "shots", "protocol")
+        return self
 
     @property
     def folder(self) -> str:

@@ -12,7 +12,8 @@ from soka_cli.run.reporter import Reporter, SilentReporter
 class StageContext:
     """A resolved recipe, the run directory it works in, and how the user asked for it.
 
-    `device` is auto, cpu or cuda[:k]; `command` is what the user typed, for the manifest and the resume hint.
+    `device` is auto, cpu or cuda[:k]; `command` is what the user typed, for the manifest and the resume hint. `unsafe_execution` runs
+    model-written programs even where nothing isolates them.
     """
 
     loaded: LoadedRecipe
@@ -22,6 +23,7 @@ class StageContext:
     offline: bool = False
     force: bool = False
     command: str = ""
+    unsafe_execution: bool = False
 
     @property
     def recipe(self) -> Recipe:

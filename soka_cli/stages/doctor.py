@@ -11,6 +11,8 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.places import locate
 from soka_cli.run.environment import describe_environment, memory_bytes, processors
 from soka_cli.run.resources import available_memory, existing_parent, free_bytes
+from soka_cli.sandbox import no_isolation
+from soka_cli.sandbox.isolation import advice, find_isolation, passes, stops, summary
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.installed import Package, packages, python_problem
 from soka_cli.stages.outcome import Outcome, Table
@@ -82,6 +84,7 @@ def machine_checks(found: Iterable[Package], device: str) -> list[Check]:
         memory_check(),
         disk_check(Path("runs")),
         *cache_checks(),
+        sandbox_check(),
     ]
 
 
@@ -181,6 +184,16 @@ def cache_check(name: str, folder: Path, variable: str) -> Check:
     return Check(name, "warn", f"{folder} cannot be written", f"point it at a folder of yours: export {variable}=FOLDER")
 
 
+def sandbox_check() -> Check:
+    """What isolates model-written programs here, tried out; how to get more where it is not the strongest layer."""
+    found = find_isolation()
+    if found.layer is None:
+        why = "; ".join(f"{name}: {why}" for name, why in found.refused)
+        return Check("sandbox", "warn", f"none, so mbpp and humaneval are not judged here ({why})", advice(found))
+    detail = f"{summary(found)}. Stops {'; '.join(stops(found))}. Does not stop {'; '.join(passes(found))}"
+    return Check("sandbox", "warn" if advice(found) else "ok", detail, advice(found))
+
+
 def recipe_checks(context: StageContext, offline: bool) -> list[Check]:
     """Whether the recipe's model, data and benchmarks can be had here."""
     recipe = context.recipe
@@ -243,9 +256,9 @@ def source_check(name: str, path: str, offline: bool) -> Check:
 
 def task_check(number: int, task: str) -> Check:
     from soka_cli.tasks.base import task_named
+    from soka_cli.tasks.code_task import CodeTask
 
     name = f"eval.{number}.task"
-    found = attempt(name, lambda: task_named(task))
-    if isinstance(found, Check):
-        return Check(name, "warn", found.detail, found.hint)
+    if isinstance(task_named(task), CodeTask) and find_isolation().layer is None:
+        return Check(name, "fail", f"{task} runs model-written programs, and nothing isolates them here", no_isolation().hint)
     return Check(name, "ok", task)

@@ -17,11 +17,12 @@ from soka_cli.run.write import damaged, read_json, write_json
 from soka_cli.stages.agreement import agreement
 from soka_cli.stages.completions import Completer, Completion
 from soka_cli.stages.context import StageContext
-from soka_cli.stages.evaluation_tables import agreement_tables, answers_table, scores_table
+from soka_cli.stages.evaluation_tables import agreement_tables, answers_table, group_tables, scores_table
 from soka_cli.stages.exam import Exam, prepare_exams, text_digest
+from soka_cli.stages.execution import execution, require_isolation
 from soka_cli.stages.judged_model import JudgedModel, ModelShelf, choose_models
 from soka_cli.stages.outcome import Outcome
-from soka_cli.stages.scores import Prediction, check_predictions, judged, summarise
+from soka_cli.stages.scores import Prediction, check_predictions, judged_all, summarise
 
 Scores = dict[str, Any]
 
@@ -35,10 +36,12 @@ def evaluate(context: StageContext, kinds: Sequence[str] | None = None, folder: 
         show: wrong and right answers shown of each, in items.
 
     Raises:
-        SokaError: exit 2 for a task that is not there, 4 for the data, 5 for a stale or damaged run - all before a model is loaded;
-            3 for a base model that can't be had, 6 where memory or disk runs out.
+        SokaError: exit 4 for the data, 5 for a stale or damaged run - both before a model is loaded;
+            3 for a base model that can't be had, or programs that
+            nothing here isolates, 6 where memory or disk runs out.
     """
     exams = prepare_exams(context.recipe, offline=context.offline)
+    require_isolation(exams, context)
     with RunLock(context.layout.lock, context.command):
         models = choose_models(context, kinds, folder)
         shelf = ModelShelf(context)
@@ -80,7 +83,9 @@ class Sitting:
         return {
             "entry": self.exam.inputs,
             "template_sha256": self.exam.template_sha256,
+            "protocol_sha256": self.exam.protocol.sha256,
             "data_sha256": self.exam.data_sha256,
+            "shots_sha256": self.exam.shots_sha256,
             "model": model,
             "base": Checkpoint(folder).digest if folder is not None else None,
             "adapter_sha256": self.model.adapter_sha256,
@@ -117,7 +122,7 @@ class Sitting:
         with AppendFile(self.predictions) as file:
             if file.cut:
                 say(file.cut)
-            check_predictions(file.rows, self.predictions, exam.task.metrics)
+            check_predictions(file.rows, self.predictions, exam.metrics)
             refuse_other_prompts(file.rows, exam, self.predictions)
             if file.rows:
                 say(f"{stage.name}: {len(file.rows)} of {len(exam.examples)} items are answered already; going on.")
@@ -137,20 +142,24 @@ class Sitting:
             "model": self.model.kind,
             "name": exam.name,
             "model_name": str(self.model.folder) if self.model.kind == "other" else recipe.model.name,
-            **summarise(rows, exam.task.metrics),
+            **summarise(rows, exam.metrics, {example.id: example.groups for example in exam.examples}),
             "template_sha256": exam.template_sha256,
+            "protocol_sha256": exam.protocol.sha256,
             "data_sha256": exam.data_sha256,
+            "shots_sha256": exam.shots_sha256,
             "adapter_sha256": self.model.adapter_sha256,
             "model_sha256": self.model.model_sha256,
             "decoding": {
-                "strategy": "greedy",
-                "max_new_tokens": exam.entry.max_new_tokens,
+                "strategy": exam.protocol.decoding,
+                "max_new_tokens": exam.max_new_tokens,
                 "stops": list(exam.protocol.stops),
-                "template": exam.protocol.template,
-                "shots": 0,
+                "template": exam.protocol.template_name,
+                "shots": exam.protocol.shots.count if exam.protocol.shots else 0,
+                "postprocessing": exam.protocol.postprocessing,
                 "limit": exam.entry.limit,
                 "dtype": recipe.model.dtype,
             },
+            **execution(exam.task, rows, self.context.unsafe_execution),
             "stop_reasons": {reason: reasons.count(reason) for reason in ("eos", "stop", "length", "context")},
             "reference": exam.protocol.reference,
             "seconds": round(seconds, 3),
@@ -184,11 +193,10 @@ class Asking:
         exam, reporter = sitting.exam, sitting.context.reporter
         self.exam, self.file, self.reporter = exam, file, reporter
         self.title = f"{exam.name}, {sitting.model.kind}"
+        self.unsafe = sitting.context.unsafe_execution
         model, tokenizer = sitting.shelf.get(sitting.model)
         self.prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in exam.prompts]
-        self.completer = Completer(
-            model, tokenizer, stops=exam.protocol.stops, max_new_tokens=exam.entry.max_new_tokens, said=reporter.warn
-        )
+        self.completer = Completer(model, tokenizer, stops=exam.protocol.stops, max_new_tokens=exam.max_new_tokens, said=reporter.warn)
         self.seconds = 0.0
         self.tokens = 0
         self.asked = 0
@@ -220,9 +228,12 @@ class Asking:
         self.seconds += time.monotonic() - start
         self.tokens += sum(completion.tokens for completion in completions.values())
         self.asked += len(missing)
-        return [self._prediction(place, completions[place]) for place in missing]
+        exam = self.exam
+        answers = [(completions[place].text, exam.examples[place]) for place in missing]
+        ends = judged_all(exam.task, answers, exam.protocol.stops, exam.protocol.readings, exam.protocol.postprocessing, unsafe=self.unsafe)
+        return [self._prediction(place, completions[place], end) for place, end in zip(missing, ends, strict=True)]
 
-    def _prediction(self, place: int, completion: Completion) -> Prediction:
+    def _prediction(self, place: int, completion: Completion, end: dict[str, Any]) -> Prediction:
         exam, example = self.exam, self.exam.examples[place]
         return {
             "id": example.id,
@@ -230,14 +241,14 @@ class Asking:
             "prompt_sha256": text_digest(exam.prompts[place]),
             "completion": completion.text,
             "stop_reason": completion.stop_reason,
-            **judged(exam.task, completion.text, example.gold, exam.protocol.stops),
+            **end,
             "tokens": completion.tokens,
             "smallest_gap": completion.smallest_gap,
         }
 
     def _figures(self) -> dict[str, float | str]:
         """Running accuracy and speed, for the progress line."""
-        rows, metrics = self.file.rows, self.exam.task.metrics
+        rows, metrics = self.file.rows, self.exam.metrics
         shares: dict[str, float | str] = {metric: sum(row["correct"][metric] for row in rows) / len(rows) for metric in metrics if rows}
         return shares | ({"tokens_per_s": self.tokens / self.seconds} if self.seconds else {})
 
@@ -263,6 +274,7 @@ def outcome(context: StageContext, exams: Sequence[Exam], sittings: Sequence[Sit
     for exam in exams:
         held = [sitting for sitting in sittings if sitting.exam is exam]
         tables.append(scores_table(exam, [sitting.scores for sitting in held]))
+        tables += [table for sitting in held for table in group_tables(f"{exam.name}, {sitting.model.kind}", sitting.scores)]
         notes.append(f"{exam.name}: protocol {exam.protocol.name}. {exam.protocol.reference}")
         if (found := agreement(layout, exam.name)) is not None:
             agreements[exam.name] = found.to_mapping()

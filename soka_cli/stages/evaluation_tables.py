@@ -14,18 +14,27 @@ SHOWN_DIFFERENCES = 5
 
 def scores_table(exam: Exam, scores: Sequence[dict[str, Any]]) -> Table:
     """One row a model: each metric with its standard error over items."""
-    columns = ("model", "items", *exam.task.metrics, "tokens/s", "seconds")
+    columns = ("model", "items", *exam.metrics, "tokens/s", "seconds")
     rows: list[tuple[Cell, ...]] = [
         (
             one["model"],
             one["items"],
-            *(with_error(**one["metrics"][metric]) for metric in exam.task.metrics),
+            *(with_error(**one["metrics"][metric]) for metric in exam.metrics),
             one["tokens_per_s"],
             one["seconds"],
         )
         for one in scores
     ]
     return Table(f"{exam.name} (task {exam.task.name}, protocol {exam.protocol.name})", columns, tuple(rows))
+
+
+def group_tables(title: str, scores: dict[str, Any]) -> Iterator[Table]:
+    """One table a kind of group, one row a group."""
+    for kind, groups in scores["groups"].items():
+        rows: list[tuple[Cell, ...]] = [
+            (name, one["items"], *(with_error(**figure) for figure in one["metrics"].values())) for name, one in groups.items()
+        ]
+        yield Table(f"{title} by {kind}", (kind, "items", *scores["metrics"]), tuple(rows))
 
 
 def with_error(value: float, stderr: float | None) -> str:

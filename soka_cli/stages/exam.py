@@ -1,6 +1,7 @@
 """One entry of the recipe's eval list, ready to be asked: no model is needed up to here."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -10,14 +11,14 @@ from soka_cli.data.load import load_rows
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.places import locate
 from soka_cli.recipe.resolved import to_mapping
-from soka_cli.recipe.schema import EvalSection, Recipe
+from soka_cli.recipe.schema import EvalSection, Recipe, ShotsSection
 from soka_cli.run.digest import file_digest, json_digest
 from soka_cli.tasks.base import Example, Task, task_named
+from soka_cli.tasks.few_shot import shots_for
 from soka_cli.tasks.protocol import AskingProtocol, protocol_named, template_digest
-from soka_cli.tasks.template import render_example
 
 # What the digest of the data stands for, or what only decides how fast the answers come.
-NO_INPUTS = ("path", "revision", "config", "split", "batch_size")
+NO_INPUTS = ("path", "revision", "config", "split", "shots", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Exam:
     protocol: AskingProtocol
     examples: tuple[Example, ...]
     prompts: tuple[str, ...]
+    max_new_tokens: int
     data_sha256: str
+    shots_sha256: str | None
     template_sha256: str
     inputs: dict[str, Any]
 
@@ -37,12 +40,17 @@ class Exam:
     def name(self) -> str:
         return self.entry.folder
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The task's own, then those that the protocol reads beside them."""
+        return (*self.task.metrics, *self.protocol.readings)
+
 
 def prepare_exams(recipe: Recipe, *, offline: bool = False) -> list[Exam]:
-    """All entries of the recipe. Tasks are looked at first, then data, so that nothing is loaded for an entry that can't be asked.
+    """All entries of the recipe.
 
     Raises:
-        SokaError: exit 2 for no entry at all or a task that is not there, exit 4 for missing or damaged data.
+        SokaError: exit 2 for no entry at all, exit 4 for missing or damaged data.
     """
     if not recipe.eval:
         raise SokaError(
@@ -52,29 +60,55 @@ def prepare_exams(recipe: Recipe, *, offline: bool = False) -> list[Exam]:
             hint="add an entry to the recipe, e.g. eval: [{task: gsm8k, protocol: plain, path: openai/gsm8k, config: main}]",
             exit_code=ExitCode.USAGE,
         )
-    for entry in recipe.eval:
-        task_named(entry.task)
     entries = to_mapping(recipe)["eval"]
     return [prepare(entry, mapping, offline=offline) for entry, mapping in zip(recipe.eval, entries, strict=True)]
 
 
 def prepare(entry: EvalSection, mapping: dict[str, Any], *, offline: bool) -> Exam:
     """Read the entry's rows, all of them (so that the digest does not depend on the limit), and render its prompts."""
-    task, protocol = task_named(entry.task), protocol_named(entry.protocol)
-    rows = load_rows(entry.path, revision=entry.revision, config=entry.config, split=entry.split, offline=offline)
+    task, protocol = task_named(entry.task), protocol_named(entry.protocol, entry.task)
+    rows = load_rows(entry.path, revision=entry.revision, config=entry.config, split=entry.split, task=entry.task, offline=offline)
     examples = tuple(task.example(row, index) for index, row in enumerate(rows[: entry.limit]))
     refuse_shared_ids(examples, entry)
-    place = locate(entry.path)
+    longest = entry.max_new_tokens or protocol.max_new_tokens
+    shown = load_shots(entry, offline=offline) if protocol.needs_rows else None
     return Exam(
         entry=entry,
         task=task,
         protocol=protocol,
         examples=examples,
-        prompts=tuple(render_example(protocol.template, example)[0] for example in examples),
-        data_sha256=file_digest(place) if isinstance(place, Path) and place.is_file() else json_digest(rows),
+        prompts=tuple(protocol.prompt(example, shots) for example, shots in zip(examples, shots_for(protocol, shown), strict=False)),
+        max_new_tokens=longest,
+        data_sha256=rows_digest(entry.path, rows),
+        shots_sha256=json_digest(shown) if shown is not None else None,
         template_sha256=template_digest(task, protocol),
-        inputs={key: value for key, value in mapping.items() if key not in NO_INPUTS},
+        inputs={key: value for key, value in mapping.items() if key not in NO_INPUTS} | {"max_new_tokens": longest},
     )
+
+
+def rows_digest(path: str, rows: Sequence[Any]) -> str:
+    """sha256 (hex) of the file that the rows came from; of the rows themselves where there is no file."""
+    place = locate(path)
+    return file_digest(place) if isinstance(place, Path) and place.is_file() else json_digest(rows)
+
+
+def load_shots(entry: EvalSection, *, offline: bool) -> list[dict[str, Any]]:
+    """The training rows that the entry's protocol shows solved.
+
+    Raises:
+        SokaError: exit 2 where they are not named and the entry's own data set is a file, which has no training split.
+    """
+    named = entry.shots or ShotsSection()
+    if named.path is None and isinstance(locate(entry.path), Path):
+        raise SokaError(
+            f"Protocol {entry.protocol} shows solved training rows, and the recipe does not say where they lie.",
+            where=f"eval entry {entry.folder}: shots",
+            why="the entry's path is a file or folder of test items",
+            hint="name the benchmark's training rows in the entry: shots: {path: train.jsonl}",
+            exit_code=ExitCode.USAGE,
+        )
+    source = named if named.path is not None else entry
+    return load_rows(named.path or entry.path, revision=source.revision, config=source.config, split=named.split, offline=offline)
 
 
 def refuse_shared_ids(examples: tuple[Example, ...], entry: EvalSection) -> None:

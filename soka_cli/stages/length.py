@@ -76,7 +76,7 @@ def rows_at_hand(recipe: Recipe) -> list[dict[str, Any]] | None:
     place = locate(source.path)
     if not isinstance(place, Path) or not place.is_file():
         return None
-    return load_rows(source.path, split=source.split, rows=source.rows, filter=source.filter, offline=True)
+    return load_rows(source.path, split=source.split, rows=source.rows, filter=source.filter, task=source.task, offline=True)
 
 
 def tokens_of(context: StageContext, rows: list[dict[str, Any]]) -> "Ledger | None":

@@ -127,13 +127,19 @@ def _prompt_texts(context: StageContext) -> list[str]:
     recipe = context.recipe
     for entry in recipe.eval:
         try:
-            task, template = task_named(entry.task), protocol_named(entry.protocol).template
+            task, protocol = task_named(entry.task), protocol_named(entry.protocol, entry.task)
             rows = load_rows(
-                entry.path, revision=entry.revision, config=entry.config, split=entry.split, rows=PROMPTS, offline=context.offline
+                entry.path,
+                revision=entry.revision,
+                config=entry.config,
+                split=entry.split,
+                rows=PROMPTS,
+                task=entry.task,
+                offline=context.offline,
             )
         except SokaError:
-            continue  # a benchmark that is not there yet, or data that cannot be had here
-        return [render_example(template, task.example(row, index))[0] for index, row in enumerate(rows)]
+            continue  # data that cannot be had here
+        return [protocol.render(task.example(row, index))[0] for index, row in enumerate(rows)]
     source = recipe.data.train
     rows = load_rows(
         source.path,
@@ -142,6 +148,7 @@ def _prompt_texts(context: StageContext) -> list[str]:
         split=source.split,
         rows=PROMPTS,
         filter=source.filter,
+        task=source.task,
         offline=context.offline,
     )
     if source.task is None:

@@ -66,6 +66,7 @@ def _load(context: StageContext, source: SourceSection) -> list[Row]:
         split=source.split,
         rows=source.rows,
         filter=source.filter,
+        task=source.task,
         offline=context.offline,
     )
 

@@ -18,7 +18,8 @@ KINDS = ("base", *TUNED)
 def run(context: StageContext) -> Outcome:
     """Decompose (method soka), train, evaluate base and adapter, merge, evaluate the merged model, report.
 
-    The benchmarks are read before anything is computed, so that a missing file or task shows at once and not after the training.
+    The benchmarks are read, and the sandbox for programs tried, before anything is computed, so that what is missing shows at once
+    and not after the training.
 
     Raises:
         SokaError: whatever a stage raises; the stages before it stay done, and the same command goes on from there.
@@ -26,11 +27,13 @@ def run(context: StageContext) -> Outcome:
     from soka_cli.stages.decompose import decompose
     from soka_cli.stages.evaluate import evaluate
     from soka_cli.stages.exam import prepare_exams
+    from soka_cli.stages.execution import require_isolation
     from soka_cli.stages.merge import merge
     from soka_cli.stages.report import report
     from soka_cli.stages.train import train
 
     exams = prepare_exams(context.recipe, offline=context.offline) if context.recipe.eval else []
+    require_isolation(exams, context)
     outcomes: list[Outcome] = []
 
     def step(title: str, stage: Callable[..., Outcome], *arguments: Any) -> None:

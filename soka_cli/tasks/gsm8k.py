@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.tasks.base import Example, Judgement, cut_at
+from soka_cli.tasks.base import Example, Judgement, cut_at, text_column
+from soka_cli.tasks.metamath import rounded_equal
 from soka_cli.tasks.number import Number, exact, numbers, spelled
 
 MARK = "####"
+FORM = "GSM8K's form, with the fields question and answer"
 
 # lm-evaluation-harness, lm_eval/tasks/gsm8k/gsm8k.yaml version 3: the filters strict-match and flexible-extract.
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+COT_STRICT = re.compile(r"The answer is (\-?[0-9\.\,]+).")  # its task gsm8k_cot version 3
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 PHRASE = re.compile(r"the (?:final )?answer is:?", re.IGNORECASE)
@@ -23,45 +26,57 @@ DECORATION = re.compile(r"(?:[ \t*_=:~≈(\[{]|\\boxed|\\fbox|\\\(|\\\[|\$(?!-))
 
 @dataclass(frozen=True)
 class Gsm8k:
-    """Metrics: `strict` and `flexible` as lm-evaluation-harness has them, and `numeric`, equality of exact numbers."""
+    """Metrics: `strict` and `flexible` as lm-evaluation-harness has them, and `numeric`, equality of exact numbers.
+
+    Readings: `gsm8k_cot`, the harness's strict-match of its task of that name, and `metamath`, as MetaMath's scripts read.
+    """
 
     name: str = "gsm8k"
     metrics: tuple[str, ...] = ("strict", "flexible", "numeric")
+    readings: tuple[str, ...] = ("gsm8k_cot", "metamath")
     fields: tuple[str, ...] = ("question", "answer")
 
     @property
     def specimen(self) -> Example:
-        return _example("", "{question}", "{answer}", gold="")
+        return _example("", {"question": "{question}", "answer": "{answer}"}, gold="")
 
     def example(self, row: dict[str, Any], index: int) -> Example:
         """`question` and `answer` as the data set writes them; the gold answer stands behind the last `####`."""
-        question, answer = (_text(row, field, index) for field in self.fields)
-        if MARK not in answer:
+        columns = {field: text_column(row, field, index, FORM) for field in self.fields}
+        if MARK not in columns["answer"]:
             raise SokaError(
                 f"Row {index} has no line '{MARK} <answer>', so there is no gold answer to compare with.",
                 where=f"field answer of row {index}",
                 hint="give a file in GSM8K's form: question, and answer ending in a line '#### 42'",
                 exit_code=ExitCode.DATA,
             )
-        return _example(str(row.get("id", index)), question, answer, gold=answer.rsplit(MARK, 1)[1].strip())
+        return _example(str(row.get("id", index)), columns, gold=columns["answer"].rsplit(MARK, 1)[1].strip())
 
-    def judge(self, completion: str, gold: str, stops: Sequence[str]) -> Judgement:
-        """strict and flexible read the completion as given; numeric reads it up to the first of `stops`."""
-        number = answer_number(cut_at(completion, stops)[0])
-        wanted = exact(gold.rsplit(MARK, 1)[-1])
-        return Judgement(
-            extracted=number.text if number is not None else None,
-            correct={
-                "strict": _same_text(first_marked(completion), gold),
-                "flexible": _same_text(last_number_like(completion), gold),
-                "numeric": number is not None and number.value == wanted,
-            },
-        )
+    def judge(self, completion: str, example: Example, stops: Sequence[str], readings: Sequence[str] = ()) -> Judgement:
+        """numeric and metamath read the completion up to the first of `stops`, the harness's filters read it as given."""
+        text, gold = cut_at(completion, stops)[0], example.gold
+        number = answer_number(text)
+        correct = {
+            "strict": _same_text(first_marked(completion), gold),
+            "flexible": _same_text(last_number_like(completion), gold),
+            "numeric": number is not None and number.value == exact(gold.rsplit(MARK, 1)[-1]),
+        }
+        if "gsm8k_cot" in readings:
+            correct["gsm8k_cot"] = _same_text(first_phrased(completion), gold)
+        if "metamath" in readings:
+            correct["metamath"] = rounded_equal(text, gold)
+        return Judgement(extracted=number.text if number is not None else None, correct=correct)
 
 
 def first_marked(completion: str) -> str | None:
     """The harness's strict-match: what follows the first `#### `, exactly one space."""
     match = STRICT.search(completion)
+    return match[1].strip() if match else None
+
+
+def first_phrased(completion: str) -> str | None:
+    """The harness's strict-match of gsm8k_cot; the character that has to follow the number may be its own last digit."""
+    match = COT_STRICT.search(completion)
     return match[1].strip() if match else None
 
 
@@ -132,17 +147,8 @@ def _normal(text: str) -> str:
     return re.sub(r"\.$", "", behind).lower()
 
 
-def _example(identity: str, question: str, answer: str, *, gold: str) -> Example:
-    return Example(id=identity, prompt=question, target=answer, gold=gold, plain=(f"Question: {question}\nAnswer:", f" {answer}"))
-
-
-def _text(row: dict[str, Any], field: str, index: int) -> str:
-    value = row.get(field)
-    if not isinstance(value, str):
-        raise SokaError(
-            f"Row {index} has no text in field {field}.",
-            where=f"field {field} of row {index}; the row has {', '.join(map(str, row))}",
-            hint="give a file in GSM8K's form, with the fields question and answer",
-            exit_code=ExitCode.DATA,
-        )
-    return value
+def _example(identity: str, columns: dict[str, str], *, gold: str) -> Example:
+    question, answer = columns["question"], columns["answer"]
+    return Example(
+        id=identity, prompt=question, target=answer, gold=gold, plain=(f"Question: {question}\nAnswer:", f" {answer}"), columns=columns
+    )

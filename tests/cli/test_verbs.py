@@ -14,6 +14,7 @@ import pytest
 
 from soka_cli.cli.app import main
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.sandbox import find_isolation
 from soka_cli.stages.outcome import Outcome
 from tests import builders
 
@@ -74,6 +75,18 @@ def test_score_judges_lines_without_a_model(here: Path, capsys: pytest.CaptureFi
     assert json_of(capsys)["metrics"]["strict"]["value"] == 0.5
 
 
+def test_score_runs_programs_and_gives_pass_at_k(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_isolation().layer is None:
+        pytest.skip("nothing isolates programs here")
+    codes = ("def f(x):\n    return x + 1", "def f(x):\n    return x")
+    builders.write_jsonl(here / "lines.jsonl", [{"id": "a", "completion": code, "test_list": ["assert f(1) == 2"]} for code in codes])
+    words = ["score", "--task", "mbpp", "--pass-at", "2", "--protocol", "plain", "--unsafe-execution", "lines.jsonl", "--json"]
+    assert main(words) == ExitCode.DONE
+    said = json_of(capsys)
+    assert {name: one["value"] for name, one in said["metrics"].items()} == {"pass@1": 0.5, "pass@2": 1.0}
+    assert said["execution"]["unsafe"] is False
+
+
 def test_doctor_answers_as_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == ExitCode.DONE
     json_of(capsys)
@@ -97,7 +110,7 @@ def test_clean_asks_before_it_removes(here: Path, monkeypatch: pytest.MonkeyPatc
 FAILURES = {
     "a recipe that is nowhere": (["train", "-r", "nowhere.yaml"], ExitCode.USAGE),
     "an unknown key": (["plan", "-r", "tiny.yaml", "train.learning_rate=1"], ExitCode.USAGE),
-    "a task that has no judge yet": (["eval", "-r", "tiny.yaml", "eval.0.task=math", "--run", "fresh"], ExitCode.USAGE),
+    "rows of another benchmark": (["eval", "-r", "tiny.yaml", "eval.0.task=math", "--run", "fresh"], ExitCode.DATA),
     "an unknown task to score": (["score", "--task", "gsm9k", "tiny.yaml"], ExitCode.USAGE),
     "a gated model offline": (["decompose", "-r", "gsm8k.yaml", "--offline"], ExitCode.ENVIRONMENT),
     "a device that is not there": (["train", "-r", "tiny.yaml", "--run", "fresh", "--device", "cuda:7"], ExitCode.ENVIRONMENT),

@@ -204,7 +204,7 @@ def test_a_location_that_cannot_exist_is_left_to_the_stage_that_reads_it(text: s
 def test_every_option_that_holds_a_location_is_settled() -> None:
     """Sections' `path` fields, and the model's name."""
     with_path = {section.__name__ for section in sections() if "path" in section.model_fields}
-    assert with_path == {"SourceSection", "ValidationSection", "EvalSection"}
+    assert with_path == {"SourceSection", "ValidationSection", "EvalSection", "ShotsSection"}
     assert len(LOCATIONS) == len(with_path) + 1
 
 

@@ -7,6 +7,7 @@ import pytest
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.load import load_recipe
 from soka_cli.run.layout import RunLayout
+from soka_cli.sandbox.isolation import Isolation
 from soka_cli.stages import doctor as stage
 from soka_cli.stages import installed
 from soka_cli.stages.context import StageContext
@@ -85,6 +86,20 @@ def test_a_cache_that_cannot_be_written_is_warned_of(monkeypatch: pytest.MonkeyP
     assert check.status == "warn" and "HF_HOME" in check.hint
 
 
+def test_the_sandbox_is_tried_and_what_it_does_not_stop_is_said() -> None:
+    check = checks_by_name(doctor())["sandbox"]
+    assert "Does not stop" in check["detail"] or "not judged here" in check["detail"]
+    assert check["status"] == "ok" or "bubblewrap" in check["hint"]
+
+
+def test_a_machine_without_a_sandbox_is_told_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = Isolation(None, {}, (("bubblewrap", "bwrap is not installed"),))
+    monkeypatch.setattr(stage, "find_isolation", lambda: none)
+    check = stage.sandbox_check()
+    assert (check.status, check.name) == ("warn", "sandbox")
+    assert "bwrap is not installed" in check.detail and "apt-get install bubblewrap" in check.hint
+
+
 def test_a_recipe_that_can_run_here_passes(tmp_path: Path, llama_folder: Path) -> None:
     outcome = doctor(context_for(tmp_path, llama_folder), offline=True)
     found = checks_by_name(outcome)
@@ -110,7 +125,10 @@ def test_a_recipe_that_cannot_run_here_is_exit_3_with_what_stands_against_it(
     assert caught.value.hint
 
 
-def test_a_benchmark_that_nothing_judges_yet_is_warned_of(tmp_path: Path, llama_folder: Path) -> None:
-    test = builders.gsm8k_file(tmp_path, 3, "test.jsonl")
-    outcome = doctor(context_for(tmp_path, llama_folder, eval=[{"task": "humaneval", "path": str(test)}]), offline=True)
-    assert checks_by_name(outcome)["eval.0.task"]["status"] == "warn"
+def test_a_recipe_whose_programs_nothing_isolates_cannot_run_here(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "find_isolation", lambda: Isolation(None, {}, ()))
+    with pytest.raises(SokaError) as caught:
+        doctor(context_for(tmp_path, llama_folder, eval=[{"task": "humaneval", "path": str(tmp_path / "tiny.yaml")}]), offline=True)
+    assert "humaneval runs model-written programs" in caught.value.why

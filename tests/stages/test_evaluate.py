@@ -20,13 +20,16 @@ from soka_cli.run.layout import RunLayout
 from soka_cli.run.lines import read_lines
 from soka_cli.run.manifest import Manifest, StageRecord
 from soka_cli.run.reporter import SilentReporter
+from soka_cli.sandbox.isolation import Isolation, find_isolation
 from soka_cli.stages import evaluate as evaluate_module
+from soka_cli.stages import execution
 from soka_cli.stages.agreement import agreement
-from soka_cli.stages.completions import Completer
+from soka_cli.stages.completions import Completer, Completion
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.evaluate import evaluate
 from soka_cli.stages.judged_model import ModelShelf
 from soka_cli.stages.score import score
+from tests import builders
 from tests.builders import REPOSITORY, gsm8k_file, recipe_mapping, tiny_model_folder, write_recipe
 
 ITEMS = 12
@@ -301,14 +304,48 @@ def test_a_model_that_is_not_there_yet_names_the_stage_that_makes_it(material: P
     assert command in refused(context_of(material, tmp_path / "run"), ExitCode.RUN, kinds=[kind])
 
 
-@pytest.mark.parametrize("task", ["math", "mbpp", "humaneval"])
-def test_a_task_that_is_not_there_is_refused_before_anything_is_loaded(
-    material: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
+def test_programs_that_nothing_isolates_are_refused_before_a_model_is_loaded(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    none = Isolation(None, {}, (("bubblewrap", "bwrap is not installed"),))
+    monkeypatch.setattr(execution, "find_isolation", lambda: none)
     monkeypatch.setattr(evaluate_module, "ModelShelf", lambda *_: pytest.fail("models were looked at"))
-    context = context_of(material, tmp_path / "run", entries=[ENTRY | {"path": "./none.jsonl"}, {"task": task, "path": "nowhere/at-all"}])
-    assert "gsm8k" in refused(context, ExitCode.USAGE)
+    file = builders.write_jsonl(tmp_path / "mbpp.jsonl", builders.mbpp_rows(2))
+    context = context_of(material, tmp_path / "run", entries=[{"task": "mbpp", "path": str(file), "split": "all"}])
+    assert "--unsafe-execution" in refused(context, ExitCode.ENVIRONMENT)
     assert not context.layout.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "protocol", "rows"),
+    [
+        ("mbpp", "plain", builders.mbpp_rows(5)),
+        ("mbpp", "pissa", builders.mbpp_rows(5)),
+        ("humaneval", "plain", builders.humaneval_rows(5)),
+        ("humaneval", "pissa", builders.humaneval_rows(5)),
+    ],
+)
+def test_programs_are_asked_for_run_and_scored(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, protocol: str, rows: list[dict[str, Any]]
+) -> None:
+    """A model of bytes writes no program, so its words are replaced: right for the first two items, wrong for the others."""
+    if find_isolation().layer is None:
+        pytest.skip("nothing isolates programs here")
+    file = builders.write_jsonl(tmp_path / "items.jsonl", rows)
+    answers = iter([str(row.get("code", row.get("canonical_solution"))) if place < 2 else "pass" for place, row in enumerate(rows)])
+    monkeypatch.setattr(Completer, "batches", lambda self, prompts, size: [[place] for place in range(len(prompts))])
+    monkeypatch.setattr(Completer, "complete", lambda self, prompts: [Completion(next(answers), "eos", 3, None) for _ in prompts])
+    entry = {"task": task, "protocol": protocol, "path": str(file), "max_new_tokens": 4}
+    context = context_of(material, tmp_path / "run", entries=[entry])
+    evaluate(context, kinds=["base"])
+    scores = json.loads(context.layout.scores(f"{task}-{protocol}", "base").read_text())
+    assert scores["metrics"]["pass@1"]["value"] == pytest.approx(0.4)
+    assert scores["execution"]["verdicts"] == {"pass": 2, "fail": 3, "timeout": 0}
+    assert ("pissa" in scores["metrics"]) == (protocol == "pissa")
+    predictions = context.layout.predictions(f"{task}-{protocol}", "base")
+    assert [row["correct"]["pass@1"] for row in read_lines(predictions)] == [True, True, False, False, False]
+    again = score(predictions, task=task, protocol=protocol).figures
+    assert again["metrics"] == scores["metrics"]
 
 
 def test_missing_data_and_no_entry_are_refused(material: Path, tmp_path: Path) -> None:

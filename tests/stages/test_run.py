@@ -10,6 +10,8 @@ import pytest
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.manifest import Manifest
+from soka_cli.sandbox.isolation import Isolation
+from soka_cli.stages import execution
 from soka_cli.stages.outcome import Outcome
 from soka_cli.stages.run import generate_command, run
 from tests import builders
@@ -124,6 +126,18 @@ def test_a_recipe_without_benchmarks_runs_and_says_that_nothing_was_scored(copie
     outcome = run(context_for(copied, "eval=[]"))
     assert outcome.tables == () and any("nothing was scored" in note for note in outcome.notes)
     assert [one["stage"] for one in outcome.figures["stages"]] == ["decompose", "train", "merge", "report"]
+
+
+def test_programs_that_nothing_isolates_stop_a_run_before_its_training(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "find_isolation", lambda: Isolation(None, {}, ()))
+    test = builders.write_jsonl(tmp_path / "mbpp.jsonl", builders.mbpp_rows(2))
+    folder = recipe_folder(tmp_path, llama_folder, eval=[{"task": "mbpp", "path": str(test), "split": "all"}])
+    with pytest.raises(SokaError) as caught:
+        run(context_for(folder))
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert not (folder / "runs/tiny").exists()
 
 
 def test_the_suggested_prompt_survives_a_shell(tmp_path: Path, finished: tuple[Path, Outcome]) -> None:

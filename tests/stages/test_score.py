@@ -9,8 +9,11 @@ import pytest
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.run.lines import read_lines
+from soka_cli.sandbox import find_isolation
+from soka_cli.sandbox.isolation import Isolation
 from soka_cli.stages.score import score
 from soka_cli.stages.scores import summarise
+from tests import builders
 
 
 def lines(path: Path, *rows: Any) -> Path:
@@ -65,6 +68,42 @@ def test_the_protocols_stop_strings_decide_how_far_numeric_reads(tmp_path: Path)
     assert numeric == [1.0, 0.0, 0.0]
 
 
+def test_a_protocols_readings_are_scored_beside_the_tasks_metrics(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", row("a", "The answer is: 71.6", "72"))
+    assert set(score(file, task="gsm8k").figures["metrics"]) == {"strict", "flexible", "numeric"}
+    figures = score(file, task="gsm8k", protocol="metamath", out=tmp_path / "out").figures
+    assert (figures["metrics"]["metamath"]["value"], figures["metrics"]["numeric"]["value"]) == (1.0, 0.0)
+    assert read_lines(tmp_path / "out" / "predictions.jsonl")[0]["correct"]["metamath"] is True
+
+
+def test_math_is_scored_by_subject_and_level_where_the_lines_name_them(tmp_path: Path) -> None:
+    known = {"type": "Algebra", "level": "Level 1"}
+    file = lines(
+        tmp_path / "a.jsonl",
+        row("a", "\\boxed{\\frac12}", "0.5") | known,
+        row("b", "\\boxed{3}", "4") | known | {"level": "Level 2"},
+        row("c", "no answer", "4"),
+    )
+    outcome = score(file, task="math", out=tmp_path / "out")
+    groups = outcome.figures["groups"]
+    assert {name: (one["items"], one["metrics"]["symbolic"]["value"]) for name, one in groups["level"].items()} == {
+        "Level 1": (1, 1.0),
+        "Level 2": (1, 0.0),
+    }
+    assert groups["subject"]["Algebra"]["metrics"]["exact"] == {"value": 0.5, "stderr": 0.5}
+    assert [table.title for table in outcome.tables[1:]] == ["math by level", "math by subject"]
+    rows = read_lines(tmp_path / "out" / "predictions.jsonl")
+    assert [(one["extracted"], one.get("why")) for one in rows] == [("\\frac12", None), ("3", None), (None, "no answer found")]
+
+
+def test_the_mean_over_items_is_not_the_mean_over_groups() -> None:
+    rows = [{"id": str(index), "correct": {"x": index < 3}} for index in range(4)]
+    groups = {"0": {"level": "a"}, "1": {"level": "a"}, "2": {"level": "a"}, "3": {"level": "b"}}
+    found = summarise(rows, ("x",), groups)
+    assert found["metrics"]["x"]["value"] == 0.75
+    assert {name: one["metrics"]["x"]["value"] for name, one in found["groups"]["level"].items()} == {"a": 1.0, "b": 0.0}
+
+
 @pytest.mark.parametrize("values", [[0, 1], [1, 1, 1], [0, 1, 1, 0, 1, 0, 0]])
 def test_the_standard_error_of_a_share_is_that_of_its_variance(values: list[int]) -> None:
     rows = [{"id": str(index), "correct": {"x": bool(value)}} for index, value in enumerate(values)]
@@ -97,7 +136,7 @@ def test_an_absent_or_empty_file_is_a_data_error(tmp_path: Path) -> None:
 
 def test_an_unknown_task_or_protocol_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", row("a", "", "1"))
-    assert "gsm8k" in refused(file, ExitCode.USAGE, task="mbpp")
+    assert "gsm8k" in refused(file, ExitCode.USAGE, task="sudoku")
     assert "plain" in refused(file, ExitCode.USAGE, protocol="fancy")
 
 
@@ -111,3 +150,93 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
 def test_characters_that_utf8_cannot_hold_do_not_stop_the_judge(tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", '{"id": "a", "completion": "\\ud800 #### 1", "gold": "1"}')
     assert score(file, task="gsm8k", out=tmp_path / "out").figures["metrics"]["strict"]["value"] == 1.0
+
+
+# Programs
+
+
+@pytest.fixture
+def isolated() -> None:
+    if find_isolation().layer is None:
+        pytest.skip("nothing isolates programs here")
+
+
+def mbpp_line(identity: str, completion: str, **more: Any) -> dict[str, Any]:
+    return {"id": identity, "completion": completion, "test_list": ["assert f(1) == 2", "assert f(2) == 3"], "test_setup_code": ""} | more
+
+
+RIGHT, WRONG = "def f(x):\n    return x + 1\n", "def f(x):\n    return x\n"
+
+
+def test_programs_are_run_and_counted(tmp_path: Path, isolated: None) -> None:
+    chat = f"Sure:\n```python\n{RIGHT}```"
+    file = lines(tmp_path / "a.jsonl", mbpp_line("1", RIGHT), mbpp_line("2", WRONG), mbpp_line("3", chat))
+    outcome = score(file, task="mbpp", out=tmp_path / "out")
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["metrics"]["pass@1"]["value"] == pytest.approx(2 / 3)
+    assert scores["execution"]["verdicts"] == {"pass": 2, "fail": 1, "timeout": 0}
+    assert scores["execution"]["layer"] == find_isolation().name and scores["execution"]["in_process"] == 0
+    rows = read_lines(tmp_path / "out" / "predictions.jsonl")
+    assert [(one["correct"], one["verdict"], one["mode"]) for one in rows] == [
+        ({"pass@1": True}, "pass", "separate"),
+        ({"pass@1": False}, "fail", "separate"),
+        ({"pass@1": True}, "pass", "separate"),
+    ]
+    assert rows[2]["extracted"] == RIGHT and "f(1) == 2" in rows[1]["why"]
+    assert outcome.figures["metrics"] == scores["metrics"]
+
+
+def test_scored_programs_can_be_scored_again_from_their_predictions(tmp_path: Path, isolated: None) -> None:
+    score(lines(tmp_path / "a.jsonl", mbpp_line("1", RIGHT), mbpp_line("2", WRONG)), task="mbpp", out=tmp_path / "out")
+    again = score(tmp_path / "out" / "predictions.jsonl", task="mbpp")
+    assert again.figures["metrics"]["pass@1"]["value"] == 0.5
+
+
+def test_humaneval_lines_bring_their_prompt_and_test(tmp_path: Path, isolated: None) -> None:
+    rows = builders.humaneval_rows(2)
+    said = [
+        {name: row[name] for name in ("prompt", "entry_point", "test")} | {"id": row["task_id"], "completion": row["canonical_solution"]}
+        for row in rows
+    ]
+    said[1]["completion"] = "    return xs\n"
+    found = score(lines(tmp_path / "a.jsonl", *said), task="humaneval", protocol="lm-eval").figures
+    assert (found["metrics"]["pass@1"]["value"], found["items"]) == (0.5, 2)
+
+
+def test_pass_at_k_is_that_of_each_items_samples(tmp_path: Path, isolated: None) -> None:
+    file = lines(tmp_path / "a.jsonl", *(mbpp_line("1", text) for text in (RIGHT, WRONG, WRONG)), *(mbpp_line("2", WRONG),) * 3)
+    metrics = score(file, task="mbpp", pass_at=[1, 2, 3]).figures["metrics"]
+    assert {name: one["value"] for name, one in metrics.items()} == pytest.approx({"pass@1": 1 / 6, "pass@2": 1 / 3, "pass@3": 1 / 2})
+
+
+def test_more_draws_than_samples_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", mbpp_line("1", RIGHT), mbpp_line("1", RIGHT), mbpp_line("2", RIGHT))
+    assert "pass@2" in refused(file, ExitCode.USAGE, task="mbpp", pass_at=[2])
+    assert "no pass@k" in refused(lines(tmp_path / "b.jsonl", row("a", "", "1")), ExitCode.USAGE, pass_at=[2])
+
+
+@pytest.mark.parametrize("absent", ["completion", "test_list", "id"])
+def test_a_line_of_a_program_that_lacks_something_is_named(tmp_path: Path, absent: str) -> None:
+    line = {name: value for name, value in mbpp_line("1", RIGHT).items() if name != absent}
+    assert absent in refused(lines(tmp_path / "a.jsonl", line), ExitCode.DATA, task="mbpp")
+
+
+def test_a_gold_that_holds_no_tests_is_a_data_error(tmp_path: Path) -> None:
+    assert "no tests" in refused(lines(tmp_path / "a.jsonl", row("a", RIGHT, "3")), ExitCode.DATA, task="mbpp")
+
+
+def test_the_postprocessing_is_the_protocols(tmp_path: Path, isolated: None) -> None:
+    chat = f"Sure:\n```python\n{RIGHT}```"
+    file = lines(tmp_path / "a.jsonl", mbpp_line("1", chat))
+    values = {name: score(file, task="mbpp", protocol=name).figures["metrics"] for name in ("plain", "lm-eval", "pissa", "evalplus")}
+    assert {name: one["pass@1"]["value"] for name, one in values.items()} == {"plain": 0, "lm-eval": 0, "pissa": 1, "evalplus": 1}
+    assert values["pissa"]["pissa"]["value"] == 1
+
+
+def test_programs_without_isolation_are_refused_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = Isolation(None, {}, (("bubblewrap", "bwrap is not installed"),))
+    monkeypatch.setattr("soka_cli.sandbox.pool.find_isolation", lambda: none)
+    file = lines(tmp_path / "a.jsonl", mbpp_line("1", RIGHT))
+    assert "--unsafe-execution" in refused(file, ExitCode.ENVIRONMENT, task="mbpp", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert score(file, task="mbpp", unsafe=True).figures["metrics"]["pass@1"]["value"] == 1.0

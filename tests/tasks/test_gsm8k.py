@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.tasks.base import task_named
+from soka_cli.tasks.base import Example, task_named
 from soka_cli.tasks.gsm8k import Gsm8k, answer_number
 from soka_cli.tasks.number import exact, numbers, spelled
 from soka_cli.tasks.protocol import COMMON_STOPS
@@ -16,7 +16,7 @@ TASK = Gsm8k()
 
 
 def verdict(completion: str, gold: str, stops: tuple[str, ...] = COMMON_STOPS) -> dict[str, bool]:
-    return TASK.judge(completion, gold, stops).correct
+    return TASK.judge(completion, Example("0", "", "", gold), stops).correct
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,32 @@ def test_a_damaged_row_is_a_data_error_that_names_it(row: dict[str, object]) -> 
     assert "12" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["math", "mbpp", "humaneval", "nothing"])
-def test_a_task_that_is_not_there_is_refused_with_those_that_are(name: str) -> None:
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [
+        ("Two and two. The answer is 18.", True),
+        ("The answer is 18.\nThe answer is 3.", True),  # the first one
+        ("The answer is $18.", False),
+        ("The answer is 18", False),  # the pattern's last character eats a digit
+        ("The answer is: 18.", False),
+        ("#### 18", False),
+    ],
+)
+def test_the_harness_s_chain_of_thought_task_reads_its_own_phrase(completion: str, right: bool) -> None:
+    judgement = TASK.judge(completion, Example("0", "", "", "18"), (), ("gsm8k_cot",))
+    assert judgement.correct["gsm8k_cot"] is right
+
+
+def test_readings_are_judged_only_where_they_are_asked_for() -> None:
+    example = Example("0", "", "", "18")
+    assert set(TASK.judge("The answer is: 18", example, ()).correct) == {"strict", "flexible", "numeric"}
+    assert TASK.judge("The answer is: 17.6", example, (), ("metamath",)).correct["metamath"]
+    assert not TASK.judge("#### 18", example, (), ("metamath",)).correct["metamath"]
+
+
+def test_a_task_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(SokaError) as caught:
-        task_named(name)
+        task_named("nothing")
     assert caught.value.exit_code == ExitCode.USAGE
     assert "gsm8k" in str(caught.value)
     assert caught.value.hint
