@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from soka_cli.adapter.config import SokaConfig
 from soka_cli.adapter.layer import SokaLayer
 from soka_cli.adapter.start import Start
-from soka_cli.kron import Bid, KronFactors, allocate, refuse_too_little
+from soka_cli.kron import Bid, KronFactors, allocate, balanced, refuse_too_little
 
 
 def budgeted_terms(layers: Mapping[str, SokaLayer], config: SokaConfig) -> dict[str, KronFactors]:
@@ -24,9 +24,10 @@ def budgeted_terms(layers: Mapping[str, SokaLayer], config: SokaConfig) -> dict[
     rule, given = config.rank_rule, {name: config.rank_of(name) for name in layers}
     if rule.parameters is None or all(rank is not None for rank in given.values()):
         return {}
-    shapes = {name: config.shape_of(name, layer.out_features, layer.in_features) for name, layer in layers.items()}
+    sizes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    shapes = {name: config.shape_of(name, *size) or balanced(*size) for name, size in sizes.items()}  # no term is cheaper than balanced's
     floors = {name: rule.floor if rank is None else rank for name, rank in given.items()}
-    refuse_too_little([(shape, min(floors[name], shape.max_rank)) for name, shape in shapes.items() if shape], rule.parameters)
+    refuse_too_little([(shape, min(floors[name], shape.max_rank)) for name, shape in shapes.items()], rule.parameters)
     starts: dict[str, Start] = {}
     for name, layer in layers.items():
         start = layer.start_at_hand(config, name)

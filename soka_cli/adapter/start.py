@@ -35,12 +35,14 @@ class Start:
         found: the decomposition that gave rank and spectrum, of the weight or of the matrix given in its place.
         weight_energy: ||W||_F^2.
         search: what was compared, None where the shape was given.
+        own_sigma: the weight's own leading singular values, whose norm terms of another matrix are scaled to; else None.
     """
 
     factors: KronFactors
     found: Decomposition
     weight_energy: float
     search: ShapeSearch | None
+    own_sigma: Tensor | None = None
 
 
 def make_start(weight: Tensor, config: SokaConfig, module_name: str, *, matrix: Tensor | None = None) -> Start:
@@ -69,7 +71,7 @@ def make_start(weight: Tensor, config: SokaConfig, module_name: str, *, matrix: 
     if matrix is not None:
         found = decompose_weight(matrix, shape, rule, seed=seed)
         own = leading_triplets(rearrange(weight.detach().to(torch.float32), shape), found.factors.rank, seed=seed)
-        return Start(scaled_to(found.factors, float(own.sigma.norm())), found, own.total_energy, search)
+        return Start(scaled_to(found.factors, float(own.sigma.norm())), found, own.total_energy, search, own.sigma)
     held = [weight]
     del weight  # so that the solver can free it once it is rearranged
     found = decompose_weight(held.pop(), shape, rule, seed=seed)
@@ -91,4 +93,5 @@ def within(rule: RankRule, terms: int) -> RankRule:
     """The same rule with at most `terms`."""
     if rule.rule == "fixed" and rule.value is not None:
         return replace(rule, value=min(rule.value, terms))
-    return replace(rule, max=min(rule.max, terms))
+    most = min(rule.max, terms)
+    return replace(rule, max=most, floor=min(rule.floor, most))

@@ -102,7 +102,7 @@ def refuse_too_little(floors: Sequence[tuple[KronShape, int]], parameters: int) 
         ValueError: the total does not pay for them, or for a single term; names the least that works.
     """
     cost = sum(shape.parameters(floor) for shape, floor in floors)
-    least = cost or min(shape.term_parameters for shape, _ in floors)
+    least = cost or min((shape.term_parameters for shape, _ in floors), default=0)
     if parameters < least:
         terms = sum(floor for _, floor in floors)
         wanted = f"the floors of {len(floors)} modules, {terms} terms, take" if cost else "the cheapest term takes"

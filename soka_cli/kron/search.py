@@ -57,9 +57,11 @@ class ShapeSearch:
 
 
 def search_budget(rule: RankRule, out_features: int, in_features: int) -> int:
-    """The parameters that a module's candidates may spend: what as many terms as the rule allows cost at the balanced shape."""
+    """The parameters that a module's candidates may spend: what as many terms as the rule allows cost at the balanced shape, and no
+    more than rule budget has for all modules."""
     shape = balanced(out_features, in_features)
-    return shape.parameters(rule.most_terms(shape.max_rank))
+    most = shape.parameters(rule.most_terms(shape.max_rank))
+    return most if rule.parameters is None else min(most, max(rule.parameters, shape.term_parameters))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron import Allotment, Bid, KronShape, RankRule, allocate, allocate_evenly
+from soka_cli.kron import Allotment, Bid, KronShape, RankRule, allocate, allocate_evenly, scaled_to
 
 if TYPE_CHECKING:
     from soka_cli.stages.parts import Part
@@ -20,18 +20,7 @@ def spread_evenly(rule: RankRule, shapes: Mapping[str, KronShape]) -> dict[str, 
     try:
         return allocate_evenly(shapes, rule)
     except ValueError as error:
-        raise too_small(error) from None
-
-
-def too_small(why: ValueError) -> SokaError:
-    """A total that does not pay for the floors, or for a single term."""
-    return SokaError(
-        "the parameter budget is too small",
-        where="adapter.rank.parameters",
-        why=str(why),
-        hint="raise adapter.rank.parameters, or lower adapter.rank.floor, or name fewer target_modules",
-        exit_code=ExitCode.USAGE,
-    )
+        raise _too_small(error) from None
 
 
 def allocated(rule: RankRule, parts: Sequence["Part"]) -> list["Part"]:
@@ -41,7 +30,7 @@ def allocated(rule: RankRule, parts: Sequence["Part"]) -> list["Part"]:
         parts: every module of the run, in the model's order, with as many terms as the rule may give it.
 
     Raises:
-        SokaError: exit 2, the total is too small for the shapes that a search took.
+        SokaError: exit 2, the total is too small for the shapes that a search has found.
     """
     if rule.parameters is None:
         return list(parts)
@@ -49,8 +38,18 @@ def allocated(rule: RankRule, parts: Sequence["Part"]) -> list["Part"]:
     try:
         allotted = allocate(bids, rule.parameters)
     except ValueError as error:
-        raise too_small(error) from None
+        raise _too_small(error) from None
     return [_cut(part, allotted[part.record["name"]]) for part in parts]
+
+
+def _too_small(error: ValueError) -> SokaError:
+    return SokaError(
+        "the parameter budget is too small",
+        where="adapter.rank.parameters",
+        why=str(error),
+        hint="raise adapter.rank.parameters, or lower adapter.rank.floor, or name fewer target_modules",
+        exit_code=ExitCode.USAGE,
+    )
 
 
 def _bid(rule: RankRule, part: "Part") -> Bid:
@@ -60,6 +59,8 @@ def _bid(rule: RankRule, part: "Part") -> Bid:
 
 def _cut(part: "Part", allotment: Allotment) -> "Part":
     rank, factors = allotment.rank, part.factors.leading(allotment.rank)
+    if part.own_sigma is not None:
+        factors = scaled_to(factors, float(part.own_sigma[:rank].norm()))
     record: dict[str, Any] = part.record | {
         "rank": rank,
         "rank_bound_by": allotment.bound_by,

@@ -158,7 +158,8 @@ def part_of(context: StageContext, work: Work, matrix: Matrix, device: str) -> P
     factors = KronFactors(*(tensor.cpu() for tensor in (start.factors.left, start.factors.right, start.factors.sigma)))
     search = None if start.search is None else search_record(work, start.search)
     spectrum, error_bound = (values.cpu().double() for values in (start.found.spectrum, start.found.error_bound))
-    return Part(factors, spectrum, error_bound, record_of(work, start), matrix.digest, search)
+    own_sigma = None if start.own_sigma is None else start.own_sigma.cpu().double()
+    return Part(factors, spectrum, error_bound, record_of(work, start), matrix.digest, search, own_sigma)
 
 
 def undecomposable(context: StageContext, work: Work, why: str) -> SokaError:

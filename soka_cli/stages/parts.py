@@ -19,7 +19,8 @@ from soka_cli.stages.work import Work
 @dataclass(frozen=True)
 class Part:
     """One finished module: its terms, its spectrum with the values' error bounds, its row of layers.json, the digest of the weight
-    that they belong to, and its row of search.json (None where its shape was given)."""
+    that they belong to, its row of search.json (None where its shape was given), and the weight's own singular values (None unless the
+    terms are another matrix's, scaled to them)."""
 
     factors: KronFactors
     spectrum: Tensor
@@ -27,10 +28,14 @@ class Part:
     record: dict[str, Any]
     digest: str
     search: dict[str, Any] | None = None
+    own_sigma: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         named = {"U": self.factors.left, "V": self.factors.right, "sigma": self.factors.sigma, "spectrum": self.spectrum}
-        return {name: tensor.contiguous() for name, tensor in (named | {"error_bound": self.error_bound}).items()}
+        named["error_bound"] = self.error_bound
+        if self.own_sigma is not None:
+            named["own_sigma"] = self.own_sigma
+        return {name: tensor.contiguous() for name, tensor in named.items()}
 
     def sha256(self, key: str) -> str:
         """Of all that the file holds, in hex."""
@@ -78,7 +83,8 @@ class PartFiles:
                 factors = KronFactors(*(file.get_tensor(name) for name in ("U", "V", "sigma")))
                 spectrum, error_bound = (file.get_tensor(name) for name in ("spectrum", "error_bound"))
                 record, search = json.loads(metadata["record"]), json.loads(metadata["search"])
-                part = Part(factors, spectrum, error_bound, record, metadata["digest"], search)
+                own_sigma = file.get_tensor("own_sigma") if "own_sigma" in file.keys() else None  # noqa: SIM118
+                part = Part(factors, spectrum, error_bound, record, metadata["digest"], search, own_sigma)
             intact = metadata["key"] == key and metadata["sha256"] == part.sha256(key)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path.name}: {type(error).__name__}: {error}") from error

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from soka_cli import __version__
 from soka_cli.adapter.methods import peft_config
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron import KronShape
+from soka_cli.kron import KronShape, balanced
 from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.skeleton import Target, refuse_tied, skeleton, targets, tied_linear
 from soka_cli.models.weights import StoredWeight, stored_weights
@@ -57,8 +57,9 @@ def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any
     stored = stored_weights(model, checkpoint, list(found.values()))
     shapes = {name: shape_asked(context, target) for name, target in found.items()}
     config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
-    if config.rank_rule.rule == "budget" and (known := {name: shape for name, shape in shapes.items() if shape}):
-        spread_evenly(config.rank_rule, known)  # refuses a total that is too small
+    if config.rank_rule.rule == "budget":  # refuses a total that is too small; no term is cheaper than the balanced shape's
+        sizes = {name: shape or balanced(found[name].out_features, found[name].in_features) for name, shape in shapes.items()}
+        spread_evenly(config.rank_rule, sizes)
     works = (Work(stored[name], json_digest({"soka": __version__, "inputs": inputs, "module": name})) for name in found)
     return Plan(tuple(works), tuple(warnings(context, model, found)))
 

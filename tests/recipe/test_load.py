@@ -127,6 +127,11 @@ def test_null_takes_an_option_away(folder: Path) -> None:
         (["adapter.method=full"], {"method": "full"}),
         (["adapter.method=lora"], {"method": "lora", "target_modules": ["q_proj", "v_proj"], "rank": {"rule": "fixed", "value": 2}}),
         (["adapter.rank.rule=energy"], {"rank": {"rule": "energy", "tau": 0.9, "max": 16, "spectrum": "leading"}}),
+        (["adapter.rank.rule=gavish-donoho"], {"rank": {"rule": "gavish-donoho", "max": 16, "spectrum": "leading"}}),
+        (
+            ["adapter.rank.rule=budget", "adapter.rank.parameters=0.99M"],
+            {"rank": {"rule": "budget", "parameters": 990_000, "floor": 0, "max": 16, "spectrum": "leading"}},
+        ),
     ],
 )
 def test_another_method_or_rule_sends_away_what_only_the_earlier_one_read(texts: list[str], expected: dict[str, Any], folder: Path) -> None:

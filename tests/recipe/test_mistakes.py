@@ -114,6 +114,53 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
     "an empty text": ("acme/small", "''", [(2, "model.name is '', and takes text, and this is empty")]),
     "a folder name that is a path": ("task: gsm8k, ", "task: gsm8k, name: a/b, ", [(19, "letters, digits, dot, dash and underscore")]),
     "fixed without a value": ("rule: fixed, value: 2", "rule: fixed", [(6, "rule fixed needs value, e.g. {rule: fixed, value: 2}")]),
+    "budget without its total": ("rule: fixed, value: 2", "rule: budget", [(6, "rule budget needs parameters, e.g. {rule: budget")]),
+    "a total that is no count": (
+        "rule: fixed, value: 2",
+        "rule: budget, parameters: 1.5x",
+        [(6, "'1.5x', not a count; write 991353, 0.99M")],
+    ),
+    "a total of nothing": (
+        "rule: fixed, value: 2",
+        "rule: budget, parameters: 0",
+        [(6, "adapter.rank.parameters is 0; it must be 1 or more")],
+    ),
+    "a floor above max": (
+        "rule: fixed, value: 2",
+        "rule: budget, parameters: 9k, floor: 3, max: 2",
+        [(6, "adapter.rank: floor 3 is above max 2")],
+    ),
+    "a floor below zero": (
+        "rule: fixed, value: 2",
+        "rule: budget, parameters: 9, floor: -1",
+        [(6, "rank.floor is -1; it must be 0 or more")],
+    ),
+    "a floor under another rule": (
+        "rule: fixed, value: 2",
+        "rule: min, floor: 1",
+        [(6, "rule min does not read floor; drop it, or write rule: budget")],
+    ),
+    "a threshold of energy under a budget": (
+        "rule: fixed, value: 2",
+        "rule: budget, parameters: 9k, tau: 0.9",
+        [(6, "rule budget does not read tau; drop it, or write rule: min or energy")],
+    ),
+    "no noise": ("rule: fixed, value: 2", "rule: gavish-donoho, noise: 0", [(6, "adapter.rank.noise is 0; it must be greater than 0")]),
+    "noise under another rule": (
+        "rule: fixed, value: 2",
+        "rule: elbow, noise: 0.1",
+        [(6, "rule elbow does not read noise; drop it, or write rule: gavish-donoho")],
+    ),
+    "an elbow under gavish-donoho": (
+        "rule: fixed, value: 2",
+        "rule: gavish-donoho, elbow: chord",
+        [(6, "rule gavish-donoho does not read elbow; drop it, or write rule: min or elbow")],
+    ),
+    "lora under a budget": (
+        "method: soka\n  target_modules: [q_proj, v_proj]\n  rank: {rule: fixed, value: 2}",
+        "method: lora\n  target_modules: [q_proj, v_proj]\n  rank: {rule: budget, parameters: 9k}",
+        [(6, "method lora needs rank: {rule: fixed, value: r}")],
+    ),
     "a rule that does not read it": ("rule: fixed, value: 2", "rule: fixed, value: 2, tau: 0.9", [(6, "rule fixed does not read tau")]),
     "a method that does not read it": (
         "method: soka",

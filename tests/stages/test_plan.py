@@ -1,6 +1,7 @@
 """soka plan: counts that follow from the shapes alone, without weights, network or transformers."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.load import load_recipe
+from soka_cli.recipe.places import find_recipe
 from soka_cli.recipe.schema import ModelSection
 from soka_cli.run.layout import RunLayout
 from soka_cli.stages.context import StageContext
@@ -55,6 +57,85 @@ def test_the_papers_size_is_121_terms(tmp_path: Path) -> None:
     assert (57 * 2 + 7) * term == 991_353
     rounded = planned(tmp_path, "gsm8k", "adapter.rank.parameters=0.99M")
     assert rounded["totals"]["parameters"] == {"from": 120 * term, "to": 120 * term}
+
+
+def test_a_budget_of_unlike_terms_is_known_to_within_the_cheapest(tmp_path: Path) -> None:
+    """All seven projections: at 5M not every term of 8,193 can be paid for, so one of them is left."""
+    seven = f"adapter.target_modules={SEVEN}"
+    parameters = planned(tmp_path, "gsm8k", seven, "adapter.rank.parameters=5M")["totals"]["parameters"]
+    assert parameters == {"from": 5_000_000 - 8192, "to": 5_000_000}
+    all_terms = 32 * 16 * (4 * 8193 + 3 * 13_697)
+    for total, expected in ((all_terms - 1, all_terms - 13_697), (all_terms, all_terms), (2 * all_terms, all_terms)):
+        found = planned(tmp_path, "gsm8k", seven, f"adapter.rank.parameters={total}")["totals"]["parameters"]
+        assert found == {"from": expected, "to": min(total, all_terms)}
+
+
+def test_what_a_budget_comes_to_lies_in_the_planned_range_whatever_the_spectra(tmp_path: Path) -> None:
+    import random
+
+    from soka_cli.kron import Bid, KronShape, allocate
+
+    draw = random.Random(0)
+    for total in (300_000, 991_353, 2_000_000, 5_000_000):
+        figures = planned(tmp_path, "gsm8k", f"adapter.target_modules={SEVEN}", f"adapter.rank.parameters={total}")
+        bids = {}
+        for kind in figures["kinds"]:
+            for number in range(kind["modules"]):
+                sigma = sorted((draw.expovariate(1.0) for _ in range(16)), reverse=True)
+                bids[f"{kind['kind']}.{number}"] = Bid(KronShape(**kind["shape"]), sigma, [1e-9] * 16)
+        found = allocate(bids, total)
+        spent = sum(bids[name].shape.parameters(one.rank) for name, one in found.items())
+        components = sum(one.rank for one in found.values())
+        lora = sum(one.rank * (bids[name].shape.out_features + bids[name].shape.in_features) for name, one in found.items())
+        for name, value in (("parameters", spent), ("components", components), ("lora_parameters", lora)):
+            assert figures["totals"][name]["from"] <= value <= figures["totals"][name]["to"]
+
+
+def test_a_budget_leaves_each_module_between_its_floor_and_what_the_others_leave(tmp_path: Path) -> None:
+    figures = planned(tmp_path, "gsm8k", "adapter.rank={rule: budget, parameters: 0.6M, floor: 1}")
+    assert [one["rank"] for one in figures["kinds"]] == [{"from": 1, "to": 1 + (600_000 // 8193 - 64)}] * 2
+
+
+def test_a_budget_that_max_stops_is_said(tmp_path: Path) -> None:
+    loaded = load_recipe("gsm8k", ["adapter.rank.parameters=50M"])
+    outcome = plan(StageContext(loaded=loaded, layout=RunLayout(tmp_path / "run"), offline=True))
+    assert outcome.figures["totals"]["parameters"] == {"from": 64 * 16 * 8193, "to": 64 * 16 * 8193}
+    assert any("every module gets all the terms that max 16" in note for note in outcome.notes)
+
+
+def test_a_budget_too_small_for_its_floors_is_refused_with_the_least_that_works(tmp_path: Path) -> None:
+    with pytest.raises(SokaError) as caught:
+        planned(tmp_path, "gsm8k", "adapter.rank={rule: budget, parameters: 524351, floor: 1}")
+    assert (caught.value.exit_code, caught.value.where) == (ExitCode.USAGE, "adapter.rank.parameters")
+    assert "the least that works is 524352" in caught.value.why
+    assert planned(tmp_path, "gsm8k", "adapter.rank={rule: budget, parameters: 524352, floor: 1}")["totals"]["components"]["to"] == 64
+
+
+def test_the_memory_of_a_budget_is_that_of_an_even_spread(tmp_path: Path) -> None:
+    memory = planned(tmp_path, "gsm8k", f"adapter.rank={{rule: budget, parameters: {2 * 64 * 8193}}}")["memory"]
+    fixed = planned(tmp_path, "gsm8k", "adapter.rank={rule: fixed, value: 2}")["memory"]
+    assert memory["from"] == memory["to"] == fixed["to"]
+
+
+def test_lora_of_no_more_parameters_is_set_beside(tmp_path: Path) -> None:
+    assert planned(tmp_path, "gsm8k")["totals"]["lora_within"] == {"a_rank": 524_288, "rank": {"from": 1, "to": 1}}
+    assert planned(tmp_path, "gsm8k", PAPERS_RULE)["totals"]["lora_within"]["rank"] == {"from": 1, "to": 16}
+    loaded = load_recipe("gsm8k", ["adapter.rank.parameters=0.5M"])
+    outcome = plan(StageContext(loaded=loaded, layout=RunLayout(tmp_path / "run"), offline=True))
+    assert "LoRA of no more parameters on these modules: none, rank 1 takes 524,288" in outcome.notes
+
+
+def test_the_variants_that_a_recipe_names_can_be_planned(tmp_path: Path) -> None:
+    """Each command in the headings of the packaged recipes: its recipe and its overrides."""
+    planned_ones = 0
+    for recipe in ("gsm8k", "math", "mbpp"):
+        path = find_recipe(recipe)
+        assert path is not None
+        for command in re.findall(r"^#.*(soka run --recipe .*)$", path.read_text(), re.MULTILINE):
+            words = shlex.split(command)
+            planned(tmp_path, words[3], *(word for word in words[4:] if "=" in word))
+            planned_ones += 1
+    assert planned_ones >= 10
 
 
 def test_lora_on_queries_and_values_at_rank_2(tmp_path: Path) -> None:
