@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from soka_cli.sandbox.verdict import Program, Verdict
 from soka_cli.sandbox.worker import Worker
@@ -34,6 +35,13 @@ def refused(judge: Judge, steps: str, *also: str, timeout: float = 10.0) -> bool
     kinds: Sequence[str] = [kind.__name__ for kind in (OSError, *OSError.__subclasses__())]
     assert found in kinds or found in also, f"the program got as far as {found}"
     return True
+
+
+def open_to_all(folder: Path) -> None:
+    """Let any user into a folder of pytest's, which it keeps to its own, and write there: only the sandbox is to keep a program off."""
+    for one in (folder, *folder.parents):
+        if "pytest" in one.name or "pytest" in str(one.parent):
+            one.chmod(0o777)
 
 
 def from_libc(call: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox.attack import Judge, achieved, from_libc, refused
+from tests.sandbox.attack import Judge, achieved, from_libc, open_to_all, refused
 
 SECRET = "a word that stays outside"
 
@@ -19,9 +19,7 @@ SECRET = "a word that stays outside"
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
     """A folder that anybody may read and write, with a file in it: only the sandbox keeps a program off."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == tmp_path.owner() and "pytest" in str(folder):
-            folder.chmod(0o777)
+    open_to_all(tmp_path)
     file = tmp_path / "secret"
     file.write_text(SECRET, encoding="utf8")
     file.chmod(0o666)

@@ -18,6 +18,7 @@ from soka_cli.sandbox.isolation import Isolation, advice, find_isolation, last_l
 from soka_cli.sandbox.layer import Layer
 from soka_cli.sandbox.worker import Worker
 from tests.builders import REPOSITORY
+from tests.sandbox.attack import open_to_all
 
 NONE = Isolation(None, {}, (("bubblewrap", "bwrap is not installed"), ("landlock", "the kernel has none, or refuses it")))
 
@@ -264,8 +265,7 @@ def test_an_ordinary_user_is_isolated_too(tmp_path: Path, name: str) -> None:
         shutil.copy(REPOSITORY / "soka_cli" / file, package / "soka_cli")
     file = tmp_path / "secret"
     file.write_text("secret")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_all(tmp_path)
     file.chmod(0o666)
     said = subprocess.run(
         [python, "-B", "-c", ORDINARY, str(package), name, str(file)],
