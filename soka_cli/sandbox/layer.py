@@ -111,7 +111,7 @@ class Layer:
             str(shutil.which("bwrap")), *user, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
             "--die-with-parent", "--new-session", "--info-fd", str(information),
             *(["--seccomp", str(filter_end)] if filter_end is not None else []),
-            *shown, *linked, "--proc", "/proc", "--dev", "/dev", *temporary, "/dev/shm", *temporary, "/tmp",
+            *temporary, "/tmp", *shown, *linked, "--proc", "/proc", "--dev", "/dev", *temporary, "/dev/shm",
             "--remount-ro", "/dev", "--remount-ro", "/proc", "--remount-ro", "/", "--chdir", "/tmp",
         ]  # fmt: skip
 

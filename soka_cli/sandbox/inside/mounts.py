@@ -42,6 +42,8 @@ def build(readable: Sequence[str], links: Sequence[Sequence[str]], disk: int) ->
     pivot_root(STAGE, f"{STAGE}/old")
     os.chdir("/")
     mount("tmpfs", "/new", "tmpfs", tmpfs, "size=1m,mode=755")
+    os.mkdir("/new/tmp")  # first: an interpreter may lie below the machine's own /tmp
+    mount("tmpfs", "/new/tmp", "tmpfs", tmpfs, f"size={disk},mode=1777")
     for path in readable:
         _bind_read_only(path)
     for path, target in links:
@@ -50,8 +52,6 @@ def build(readable: Sequence[str], links: Sequence[Sequence[str]], disk: int) ->
     for name in DEVICES:
         _bind(f"/dev/{name}")
     _proc()
-    os.mkdir("/new/tmp")
-    mount("tmpfs", "/new/tmp", "tmpfs", tmpfs, f"size={disk},mode=1777")
     unmount("/old", DETACH)
     os.chdir("/new")
     pivot_root(".", ".")
