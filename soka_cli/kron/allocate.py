@@ -6,7 +6,7 @@ what is left out of it can change little, does not take terms from one whose wei
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -72,8 +72,9 @@ def allocate(bids: Mapping[str, Bid], parameters: int) -> dict[str, Allotment]:
     unresolved: set[str] = set()
     while offered := [term for term in offered if term.number > ranks[term.module] and term.cost <= remaining]:
         certain, undecided = _at_the_cut(offered, remaining)
-        unresolved |= {term.module for term in undecided + _that_may_follow(offered, certain, undecided, remaining)}
-        for term in certain + sorted(undecided, key=lambda term: (term.number, term.place)):
+        if not certain and not unresolved:  # all that follows is among those that are possible here
+            unresolved = {term.module for term in _possible(offered, remaining)}
+        for term in certain or sorted(undecided, key=lambda term: (term.number, term.place)):
             if term.cost <= remaining:
                 remaining -= term.cost
                 ranks[term.module] += 1
@@ -121,34 +122,40 @@ def _terms(name: str, bid: Bid, place: int) -> list[_Term]:
 
 
 def _at_the_cut(offered: Sequence[_Term], remaining: int) -> tuple[list[_Term], list[_Term]]:
-    """The terms that are taken whatever the true values are, and those of which the bounds leave it open.
+    """The terms that are taken whatever the true values are, and those that may be next; there are always some of the one or the other.
 
-    Certain: all terms that may be worth as much, this one among them, fit together. Neither: those that are worth more for
-    certain leave too little for it.
+    Certain: all terms that may be worth as much, this one among them, fit together. Next: those that are worth more for certain
+    leave enough for it.
     """
-    by_high, by_low = sorted(offered, key=lambda term: term.high), sorted(offered, key=lambda term: term.low)
-    highs, lows = [term.high for term in by_high], [term.low for term in by_low]
-    cost_by_high, cost_by_low = ([0, *accumulate(term.cost for term in terms)] for terms in (by_high, by_low))
-    certain, undecided = [], []
-    for term in offered:
-        rivals = cost_by_high[-1] - cost_by_high[bisect_left(highs, term.low)]
-        better = cost_by_low[-1] - cost_by_low[bisect_right(lows, term.high)]
-        if rivals <= remaining:
-            certain.append(term)
-        elif better + term.cost <= remaining:
-            undecided.append(term)
-    return certain, undecided
+    by_high = sorted(offered, key=lambda term: term.high)
+    highs, costs = [term.high for term in by_high], [0, *accumulate(term.cost for term in by_high)]
+    better = _worth_more(offered)
+    certain = [term for term in offered if costs[-1] - costs[bisect_left(highs, term.low)] <= remaining]
+    return certain, [term for term in offered if better(term) + term.cost <= remaining]
 
 
-def _that_may_follow(offered: Sequence[_Term], certain: Sequence[_Term], undecided: Sequence[_Term], remaining: int) -> list[_Term]:
-    """Terms that fit into what is left only after some choices among undecided ones of different costs."""
-    costs = [term.cost for term in undecided]
-    if len(set(costs)) < 2:
-        return []
-    before = remaining - sum(term.cost for term in certain)
-    left = before - sum(costs) if sum(costs) <= before else min(before - min(costs), max(costs) - 1)  # at most
-    decided = {*certain, *undecided}
-    return [term for terms in _at_the_cut([term for term in offered if term not in decided and term.cost <= left], left) for term in terms]
+def _possible(offered: Sequence[_Term], remaining: int) -> list[_Term]:
+    """The terms that some true values within the bounds would have taken, and maybe more; no others can be.
+
+    A term is not taken where one before it that costs no more did not fit. So all of those before it that cost no more are taken
+    (1: and fit together with it); and those of them that come when the first term has failed to fit, together with it, cost less
+    than that one, which may be the dearest (2).
+    """
+    better, dearest = _worth_more(offered), max(term.cost for term in offered)
+    late = [term for term in offered if better(term) > remaining]
+    found = []
+    for cost in {term.cost for term in offered}:
+        cheaper, cheaper_late = (_worth_more([term for term in terms if term.cost <= cost]) for terms in (offered, late))
+        fitting = [term for term in offered if term.cost == cost and cheaper(term) + cost <= remaining]  # 1
+        found += [term for term in fitting if better(term) <= remaining or cheaper_late(term) + cost < dearest]  # 2
+    return found
+
+
+def _worth_more(terms: Sequence[_Term]) -> Callable[[_Term], int]:
+    """What the terms that are worth more than a given one for certain cost together."""
+    by_low = sorted(terms, key=lambda term: term.low)
+    lows, costs = [term.low for term in by_low], [0, *accumulate(term.cost for term in by_low)]
+    return lambda term: costs[-1] - costs[bisect_right(lows, term.high)]
 
 
 def _bound_by(bid: Bid, rank: int) -> str:

@@ -59,6 +59,7 @@ class Layers(Written):
 
     modules: list[ModuleRow]
     totals: LayerTotals
+    without_terms: list[str] = []
 
 
 class Step(Written):

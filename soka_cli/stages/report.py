@@ -13,7 +13,7 @@ from soka_cli.run.stage import open_stage
 from soka_cli.run.write import atomic_folder, to_json
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import COLUMNS, DECOMPOSED, kind_of, kind_row
-from soka_cli.stages.findings import Findings, Step, files_read, find, held_out_curve
+from soka_cli.stages.findings import Findings, Layers, Step, files_read, find, held_out_curve
 from soka_cli.stages.outcome import Cell, Outcome, Table
 from soka_cli.stages.plots import Plot, curve, score_bars, spectra
 
@@ -114,7 +114,7 @@ def contents(context: StageContext, findings: Findings, update_norms: dict[str, 
         "scores": [{"name": score.name, "kind": score.kind, **score.scores.model_dump()} for score in findings.scores],
         "agreements": findings.agreements,
         "training": training_figures(findings),
-        "decomposition": None if layers is None else {"totals": layers.totals.model_dump(), "kinds": kinds(findings)},
+        "decomposition": None if layers is None else decomposition_figures(findings, layers),
         "decomposed": DECOMPOSED[context.recipe.adapter.init],
         "modules": module_rows(findings, update_norms),
         "parity": findings.parity.model_dump() if findings.parity else None,
@@ -176,6 +176,11 @@ def training_figures(findings: Findings) -> dict[str, Any] | None:
 
 def _median(values: list[float]) -> int | None:
     return round(sorted(values)[len(values) // 2]) if values else None
+
+
+def decomposition_figures(findings: Findings, layers: Layers) -> dict[str, Any]:
+    """layers.json without its modules, which `module_rows` has, and the table by kind."""
+    return {"totals": layers.totals.model_dump(), "without_terms": layers.without_terms, "kinds": kinds(findings)}
 
 
 def kinds(findings: Findings) -> list[dict[str, Cell]]:

@@ -113,6 +113,57 @@ def test_a_resolved_rank_is_that_of_every_spectrum_within_the_bounds(costs: list
     assert resolved > 400
 
 
+def taken_in_order(bids: dict[str, Bid], parameters: int, true: dict[str, list[float]]) -> dict[str, int]:
+    """The definition, term by term, for values that are known."""
+    ranks, left, passed_over = dict.fromkeys(bids, 0), parameters, set()
+    terms = [(value**2 / bids[name].shape.term_parameters, -number, name) for name in bids for number, value in enumerate(true[name])]
+    for _, _, name in sorted(terms, reverse=True):
+        cost = bids[name].shape.term_parameters
+        if name in passed_over or cost > left:
+            passed_over.add(name)
+        else:
+            ranks[name], left = ranks[name] + 1, left - cost
+    return ranks
+
+
+@pytest.mark.parametrize("costs", [[10], [7, 10, 23], [8, 13], [3, 20]], ids=str)
+def test_a_resolved_rank_is_that_of_every_corner_of_the_bounds(costs: list[int]) -> None:
+    draw, settled, unresolved = random.Random(0), 0, 0
+    for _ in range(150):
+        bound = draw.choice([0.02, 0.1, 0.3])
+        bids = {}
+        for index in range(draw.randint(2, 6)):
+            cost = draw.choice(costs)
+            bids[f"module {index}"] = bid([draw.uniform(0.9, 1.5) * cost**0.5], cost, bound=bound)
+        sizes = [one.shape.term_parameters for one in bids.values()]
+        parameters = draw.randint(max(sizes), max(max(sizes), sum(sizes) - 1))
+        found = allocate(bids, parameters)
+        for signs in itertools.product([-1, 1], repeat=len(bids)):
+            true = {name: [one.sigma[0] + sign * bound] for (name, one), sign in zip(bids.items(), signs, strict=True)}
+            right = taken_in_order(bids, parameters, true)
+            assert all(found[name].bound_by == "unresolved" or found[name].rank == right[name] for name in bids)
+        unresolved += sum(one.bound_by == "unresolved" for one in found.values())
+        settled += sum(one.bound_by != "unresolved" for one in found.values())
+    assert min(settled, unresolved) > 50
+
+
+def test_a_dear_term_that_no_longer_fits_does_not_settle_what_the_cheap_ones_share() -> None:
+    """Nine are left after the first: the dear term is worth more than one of the cheap ones for certain, and out of the running."""
+    bids = {"first": bid([9.0], 20), "dear": bid([4.0], 20), "one": bid([2.15], 7, bound=0.2), "two": bid([2.3], 7, bound=0.2)}
+    found = allocate(bids, 29)
+    assert {name: one.bound_by for name, one in found.items() if name in ("one", "two")} == {"one": "unresolved", "two": "unresolved"}
+    assert (found["first"].rank, found["dear"].rank, found["dear"].bound_by) == (1, 0, "budget")
+
+
+def test_below_the_cut_only_what_may_still_fit_is_unresolved() -> None:
+    """Four equal values compete for three places, and 11 are left whichever wins; less than one of them, 23, is left in any case."""
+    rivals = {name: bid([3.0], 23, bound=0.1) for name in "abcd"}
+    small = {f"small {number}": bid([0.3 - number / 100], 8, bound=1e-4) for number in range(8)}
+    found = allocate(rivals | small, 80)
+    assert {found[name].bound_by for name in rivals} == {"unresolved"}
+    assert {found[f"small {number}"].bound_by for number in range(2, 8)} == {"budget"}
+
+
 def test_ties_are_broken_by_the_number_of_the_term_then_by_the_order_of_modules_whatever_was_computed() -> None:
     """Sixteen equal values, computed with errors that differ from seed to seed."""
     outcomes = []

@@ -218,3 +218,20 @@ def test_a_run_with_a_module_without_terms_trains_merges_and_reports(base: Path,
     assert changed == set(TARGETS[:2])
     report(context)
     assert json.loads(context.layout.report_findings.read_text())
+
+
+def test_the_report_names_the_modules_without_terms(base: Path, tmp_path: Path) -> None:
+    context = context_on(base, tmp_path)
+    decompose(context)
+    report(context)
+    assert json.loads(context.layout.report_findings.read_text())["decomposition"]["without_terms"] == SMALL
+    for page in ("report.md", "report.html"):
+        text = (context.layout.report / page).read_text()
+        assert f"2 more got no term of the budget, and no adapter: {', '.join(SMALL)}." in text
+
+
+def test_a_report_of_modules_that_all_have_terms_speaks_of_no_others(base: Path, tmp_path: Path) -> None:
+    context = context_on(base, tmp_path, parameters=6 * TERM, floor=1)
+    decompose(context)
+    report(context)
+    assert "got no term" not in (context.layout.report / "report.md").read_text()
