@@ -513,7 +513,7 @@ def test_an_endless_flood_is_a_timeout(judge: Judge) -> None:
 # What is left afterwards
 
 
-MARK = "soka-leftover"
+MARK = f"soka{os.getpid()}x"  # not that of tests that run beside this one
 MARKED = f"import ctypes\nctypes.CDLL(None).prctl(15, b'{MARK}', 0, 0, 0)\n"  # the name of this process and of all that it forks
 
 
