@@ -95,9 +95,16 @@ def led(context: StageContext, checkpoint: "Checkpoint", inputs: dict[str, Any],
             context.reporter.warn(warning)
             logging.getLogger(LOGGER).warning(warning)
         decompose_modules(context, plan, device, worker, go)
-        stage.finish([layout.decompose], {"device": device, "processes": worker.count})
+        stage.finish([layout.decompose], {"device": device, "processes": worker.count, "threads": threads()})
         remove(layout.decompose_parts)
     return outcome(context, "done")
+
+
+def threads() -> int:
+    """Threads of one process's products, on which their last digits depend."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def decompose_inputs(context: StageContext, base: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def main() -> None:
     choose = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="soka-kills-") as name:
         folder = Path(name)
-        synthetic_llama(folder / "model", width=WIDTH, layers=LAYERS)
+        synthetic_llama(folder / "model", width=WIDTH, inner=2 * WIDTH, layers=LAYERS, power_law=False)
         recipe(folder, folder / "model")
         undisturbed, run = RunLayout(folder / "undisturbed"), RunLayout(folder / "run")
         subprocess.run(command(folder, undisturbed, 1), check=True, capture_output=True)
