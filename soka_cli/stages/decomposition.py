@@ -136,7 +136,7 @@ class Progress:
             self.read += work.weight.nbytes
             self.done, self.left = self.done + work.cost, self.left - work.cost
             self.task.estimate((time.monotonic() - self.started) / self.done * self.left)
-            self.task.advance(1, module=work.name, read=gigabytes(self.read, self.bytes), **figures)
+            self.task.advance(1, read=gigabytes(self.read, self.bytes), **figures, module=work.name)
         return bool(new)
 
 
