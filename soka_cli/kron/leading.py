@@ -23,6 +23,7 @@ MOST_PROBE_STEPS = 48
 SLOWING = 0.3  # what the next few steps save of probe steps, as a share of what the last few saved
 RESOLUTION = 1e-6  # share of sigma_1 below which no difference is pursued: twice fp32's own rounding of a weight of a few thousand columns
 RELATIVE = 1e-2  # share of its own size to which every singular value is found, down to RESOLUTION
+OVERLAP = 1e-6  # cosine up to which fp32 vectors count as orthogonal
 SPOILT = 1e-4  # residual, as a share of its sigma, that is worth a product in fp64 where rounding is its cause
 CHUNK_ENTRIES = 2**19  # entries of the matrix that are held in fp64 at a time: what a processor's cache holds
 
@@ -197,11 +198,14 @@ class LeadingSearch:
         pairs = self.space.ritz_pairs(candidate.values, candidate.rotation)
         expected = pairs.residuals[:, : self.count].norm(dim=0).double() / self.scale**2
         left, sigma, right, residual = refined(self.matrix, pairs.vectors[:, : self.count], expected)
-        guards = pairs.vectors[:, self.count :].double()
+        guards, leading_out = (part[:, self.count :].double() for part in (pairs.vectors, pairs.residuals))
+        if guards.shape[1] and float((left.T @ guards).abs().max()) > OVERLAP:  # `refined` has turned away from the space
+            guards, leading_out = guards[:, :0], leading_out[:, :0]
         inner = residual * (sigma * self.scale**2)  # (a, count): A A^T u - sigma^2 u
-        projected = torch.diag(torch.cat([(sigma * self.scale).square().cpu(), candidate.values[self.count :]]))
+        beside = candidate.values[self.count : self.count + guards.shape[1]]
+        projected = torch.diag(torch.cat([(sigma * self.scale).square().cpu(), beside]))
         projected[self.count :, : self.count] = (guards.T @ inner).cpu()  # the lower triangle is what eigvalsh reads
-        residuals = torch.cat([inner, pairs.residuals[:, self.count :].double()], 1)
+        residuals = torch.cat([inner, leading_out], 1)
         gram = (residuals.T @ residuals).cpu()
         beyond = self._probe(torch.cat([left, guards], 1).to(self.matrix), projected, gram, candidate.degree)
         upper = upper_values(projected, gram, beyond, self.count).to(sigma)

@@ -240,3 +240,17 @@ def test_two_seeds_find_the_same_ranks_of_flat_spectra() -> None:
         weight = torch.randn(576, 576, generator=torch.Generator().manual_seed(20 + index))
         first, other = (decompose_weight(weight, balanced(576, 576), RankRule(max=16), seed=seed).choice for seed in (1, 2))
         assert first.rank == other.rank or "unresolved" in (first.bound_by, other.bound_by)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_vectors_that_a_certificate_rests_on_are_orthogonal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the wanted ones were multiplied once more in fp64 and have left the space that the guards come from."""
+    overlaps, probe = [], leading.LeadingSearch._probe
+
+    def seen(search: leading.LeadingSearch, deflated: torch.Tensor, *rest: object) -> float:
+        overlaps.append(float((deflated.T @ deflated - torch.eye(deflated.shape[1])).abs().max()))
+        return probe(search, deflated, *rest)
+
+    monkeypatch.setattr(leading.LeadingSearch, "_probe", seen)
+    leading_triplets(known_matrix(SPECTRA[name], 440, 400), 20, seed=3, method="randomised")
+    assert all(overlap <= 2e-6 for overlap in overlaps)
