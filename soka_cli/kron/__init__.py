@@ -1,7 +1,7 @@
 """Algebra of Kronecker sums on tensors: shapes, rearrangement, solver, rank rules, products. Knows no model, file or recipe."""
 
 from soka_cli.kron.allocate import Allotment, Bid, allocate, allocate_evenly, refuse_too_little
-from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, module_seed
+from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, first_non_finite, module_seed
 from soka_cli.kron.product import KronSum, factored_is_cheaper, kron_dense, kron_linear, kron_product
 from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
 from soka_cli.kron.rearrange import rearrange, restore
@@ -34,6 +34,7 @@ __all__ = [
     "divisors",
     "explicit",
     "factored_is_cheaper",
+    "first_non_finite",
     "kron_dense",
     "kron_linear",
     "kron_product",

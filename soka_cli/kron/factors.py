@@ -127,10 +127,17 @@ def module_seed(seed: int, module_name: str) -> int:
 
 def refuse_non_finite(weight: Tensor) -> None:
     """ValueError that names the first bad index."""
-    finite = torch.isfinite(weight)
-    if not bool(finite.all()):
-        index = tuple((~finite).nonzero()[0].tolist())
+    if (index := first_non_finite(weight)) is not None:
         raise ValueError(f"the weight is not finite: {weight[index].item()} at index {index}")
+
+
+def first_non_finite(tensor: Tensor) -> tuple[int, ...] | None:
+    """Where the first NaN or infinity stands, None where there is none; by the extremes first, which carry a NaN on."""
+    low, high = torch.aminmax(tensor)
+    if bool(torch.isfinite(low) & torch.isfinite(high)):
+        return None
+    first = torch.isfinite(tensor).flatten().to(torch.uint8).argmin()
+    return tuple(int(one) for one in torch.unravel_index(first, tensor.shape))
 
 
 def _signed_factors(triplets: Triplets, rank: int, shape: KronShape) -> KronFactors:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.kron import first_non_finite
 from soka_cli.models.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from soka_cli.models.skeleton import refuse_tied, skeleton, target
 from soka_cli.models.weights import StoredWeight, stored_weights
@@ -65,8 +66,7 @@ class Merge:
         """The exact value and its one rounding to the checkpoint's type. Exit 8 where a value does not fit the type."""
         exact = self.exact(name)
         rounded = exact.to(self.base.dtype(name))
-        if not bool(torch.isfinite(rounded).all()):
-            index = tuple((~torch.isfinite(rounded)).nonzero()[0].tolist())
+        if (index := first_non_finite(rounded)) is not None:
             raise _unmergeable(name, f"the merged value {exact[index].item():g} at {index} has no place in {str(rounded.dtype)[6:]}")
         return exact, rounded
 
