@@ -34,15 +34,10 @@ def budgeted_terms(layers: Mapping[str, SokaLayer], config: SokaConfig) -> dict[
         if start is None:
             return {}
         starts[name] = start
-    bids = {name: _bid(start, floors[name]) for name, start in starts.items()}
+    bids = {name: Bid.of(one.factors, one.found.spectrum, one.found.error_bound, floors[name]) for name, one in starts.items()}
     allotted = allocate(bids, rule.parameters)
     config.leave_out([name for name, allotment in allotted.items() if allotment.rank == 0])
     kept = {name: starts[name].factors.leading(allotment.rank) for name, allotment in allotted.items() if allotment.rank}
     for name, factors in kept.items():
         config.record(name, factors.shape, factors.rank)
     return kept
-
-
-def _bid(start: Start, floor: int) -> Bid:
-    found, terms = start.found, start.factors.rank
-    return Bid(found.shape, found.spectrum[:terms].tolist(), found.error_bound[:terms].tolist(), min(floor, terms))

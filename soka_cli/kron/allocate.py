@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from torch import Tensor
+
+from soka_cli.kron.factors import KronFactors
 from soka_cli.kron.rank import RankRule
 from soka_cli.kron.shape import KronShape
 
@@ -29,6 +32,11 @@ class Bid:
     sigma: Sequence[float]
     error_bound: Sequence[float]
     floor: int = 0
+
+    @classmethod
+    def of(cls, factors: KronFactors, spectrum: Tensor, error_bound: Tensor, floor: int) -> "Bid":
+        """Of a decomposed module: the terms that it has, of a spectrum that may reach further."""
+        return cls(factors.shape, spectrum[: factors.rank].tolist(), error_bound[: factors.rank].tolist(), floor)
 
 
 @dataclass(frozen=True)

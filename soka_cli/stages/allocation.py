@@ -34,7 +34,7 @@ def allocated(rule: RankRule, parts: Sequence["Part"]) -> list["Part"]:
     """
     if rule.parameters is None:
         return list(parts)
-    bids = {part.record["name"]: _bid(rule, part) for part in parts}
+    bids = {part.record["name"]: Bid.of(part.factors, part.spectrum, part.error_bound, rule.floor) for part in parts}
     try:
         allotted = allocate(bids, rule.parameters)
     except ValueError as error:
@@ -50,11 +50,6 @@ def _too_small(error: ValueError) -> SokaError:
         hint="raise adapter.rank.parameters, or lower adapter.rank.floor, or name fewer target_modules",
         exit_code=ExitCode.USAGE,
     )
-
-
-def _bid(rule: RankRule, part: "Part") -> Bid:
-    terms = part.factors.rank
-    return Bid(part.factors.shape, part.spectrum[:terms].tolist(), part.error_bound[:terms].tolist(), rule.floor)
 
 
 def _cut(part: "Part", allotment: Allotment) -> "Part":

@@ -72,6 +72,10 @@ class PlannedModule:
     def most(self) -> int:
         return max(one.rank for one in self.choices)
 
+    def rank(self, *, most: bool) -> int:
+        """The largest rank, or the smallest; of a budget, that of the even spread."""
+        return self.even.rank if self.even else self.most if most else self.least
+
 
 def lora_parameters(module: LinearModule, rank: int) -> int:
     """What LoRA trains at this rank: r (out + in)."""
@@ -187,7 +191,7 @@ def adapter_sizes(section: AdapterSection, modules: Sequence[PlannedModule], *, 
     return AdapterSizes(
         trained=trained,
         kept=trained if section.method in ("soka", "pissa") else 0,
-        components=sum(one.even.rank if one.even else one.most if most else one.least for one in modules),
+        components=sum(one.rank(most=most) for one in modules),
         terms=terms,
     )
 
@@ -211,13 +215,8 @@ def adapter_totals(section: AdapterSection, modules: Sequence[PlannedModule]) ->
         spent = (budget - unspent, budget) if costs[0] < costs[-1] else (least.trained, most.trained)
         components = (-(-spent[0] // costs[-1]), spent[1] // costs[0])
         return Totals(components, spent, (ceil(spent[0] * ratios[0]), floor(spent[1] * ratios[-1])))
-    like = [sum(lora_parameters(one.module, rank) for one, rank in zip(modules, ranks, strict=True)) for ranks in _ranks(modules)]
-    return Totals((least.components, most.components), (least.trained, most.trained), (like[0], like[1]))
-
-
-def _ranks(modules: Sequence[PlannedModule]) -> tuple[list[int], list[int]]:
-    """Each module's least rank, and its most; of a budget, those of the even spread."""
-    return [one.even.rank if one.even else one.least for one in modules], [one.even.rank if one.even else one.most for one in modules]
+    fewest, largest = (sum(lora_parameters(one.module, one.rank(most=most)) for one in modules) for most in (False, True))
+    return Totals((least.components, most.components), (least.trained, most.trained), (fewest, largest))
 
 
 def budget_left(section: AdapterSection, modules: Sequence[PlannedModule]) -> int | None:

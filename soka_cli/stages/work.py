@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from soka_cli import __version__
+from soka_cli.adapter.config import SokaConfig
 from soka_cli.adapter.methods import peft_config
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron import KronShape, balanced
@@ -55,8 +56,8 @@ def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any
     found = targets(model, context.recipe.adapter.target_modules)
     refuse_tied(found.values())
     stored = stored_weights(model, checkpoint, list(found.values()))
-    shapes = {name: shape_asked(context, target) for name, target in found.items()}
     config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
+    shapes = {name: shape_asked(config, target) for name, target in found.items()}
     if config.rank_rule.rule == "budget":  # refuses a total that is too small; no term is cheaper than the balanced shape's
         sizes = {name: shape or balanced(found[name].out_features, found[name].in_features) for name, shape in shapes.items()}
         spread_evenly(config.rank_rule, sizes)
@@ -64,11 +65,10 @@ def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any
     return Plan(tuple(works), tuple(warnings(context, model, found)))
 
 
-def shape_asked(context: StageContext, target: Target) -> KronShape | None:
+def shape_asked(config: SokaConfig, target: Target) -> KronShape | None:
     """The factor sizes asked for, None where they are to be searched; exit 2 where they do not divide the weight's."""
-    config: Any = peft_config(context.recipe.adapter, seed=context.recipe.seed)
     try:
-        shape: KronShape | None = config.shape_of(target.name, target.out_features, target.in_features)
+        return config.shape_of(target.name, target.out_features, target.in_features)
     except ValueError as error:
         raise SokaError(
             "the shape asked for does not fit a target's weight",
@@ -77,7 +77,6 @@ def shape_asked(context: StageContext, target: Target) -> KronShape | None:
             hint="adapter.shape=balanced, or one of the sizes above; adapter.shape_pattern gives one kind of module another shape",
             exit_code=ExitCode.USAGE,
         ) from None
-    return shape
 
 
 def warnings(context: StageContext, model: PreTrainedModel, found: dict[str, Target]) -> Iterator[str]:
