@@ -2,31 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from soka_cli.stages.answerer import Completion, StopReason
 from soka_cli.stages.stopping import GapRecorder, Ids, RowIsDone, Wording
-
-StopReason = Literal["eos", "stop", "length", "context"]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote after a prompt.
-
-    `stop_reason`: eos (it ended by itself), stop (a stop string, cut off), length (max_new_tokens), context (the model's context was
-    full, at once if the prompt alone fills it). `tokens` are those written, the end included. `smallest_gap` is the least lead, in
-    logits, of the chosen token over the next best: near 0, rounding decides what is written.
-    """
-
-    text: str
-    stop_reason: StopReason
-    tokens: int
-    smallest_gap: float | None
 
 
 def context_limit(model: Any) -> int | None:

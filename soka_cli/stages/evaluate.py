@@ -1,12 +1,10 @@
 """Ask the recipe's benchmarks and judge the answers, kept as they come."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from soka_cli.data.encode import encode_prompt
 from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
@@ -15,14 +13,15 @@ from soka_cli.run.lock import RunLock
 from soka_cli.run.stage import Stage, open_stage
 from soka_cli.run.write import damaged, read_json, write_json
 from soka_cli.stages.agreement import agreement
-from soka_cli.stages.completions import Completer, Completion
+from soka_cli.stages.asking import Answerers, Asking
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.evaluation_tables import agreement_tables, answers_table, group_tables, scores_table
 from soka_cli.stages.exam import Exam, prepare_exams, text_digest
 from soka_cli.stages.execution import execution, require_isolation
-from soka_cli.stages.judged_model import JudgedModel, ModelShelf, choose_models
+from soka_cli.stages.judged_model import JudgedModel, choose_models
+from soka_cli.stages.local_answerer import LocalAnswerers
 from soka_cli.stages.outcome import Outcome
-from soka_cli.stages.scores import Prediction, check_predictions, judged_all, summarise
+from soka_cli.stages.scores import Prediction, check_predictions, summarise
 
 Scores = dict[str, Any]
 
@@ -44,8 +43,8 @@ def evaluate(context: StageContext, kinds: Sequence[str] | None = None, folder: 
     require_isolation(exams, context)
     with RunLock(context.layout.lock, context.command):
         models = choose_models(context, kinds, folder)
-        shelf = ModelShelf(context)
-        sittings = [Sitting(context, exam, model, shelf).hold() for model in models for exam in exams]
+        answerers = LocalAnswerers(context)
+        sittings = [Sitting(context, exam, model, answerers).hold() for model in models for exam in exams]
         return outcome(context, exams, sittings, show)
 
 
@@ -61,7 +60,7 @@ class Sitting:
     context: StageContext
     exam: Exam
     model: JudgedModel
-    shelf: ModelShelf
+    answerers: Answerers
     scores: Scores = field(default_factory=dict)
     fresh: bool = False
 
@@ -114,7 +113,7 @@ class Sitting:
             self.fresh = True
             self._ask(stage)
             write_json(path, self.scores)
-            stage.finish([self.predictions, path], {"device": self.shelf.device})
+            stage.finish([self.predictions, path], {"device": self.answerers.where})
         return self
 
     def _ask(self, stage: Stage) -> None:
@@ -126,9 +125,10 @@ class Sitting:
             refuse_other_prompts(file.rows, exam, self.predictions)
             if file.rows:
                 say(f"{stage.name}: {len(file.rows)} of {len(exam.examples)} items are answered already; going on.")
-            asking = Asking(self, file) if len(file.rows) < len(exam.examples) else None
-            if asking is not None:
-                asking.run()
+            asking = None
+            if len(file.rows) < len(exam.examples):
+                asking = Asking(self.context, exam, self.answerers.answerer(exam, self.model), file)
+                asking.run(f"{exam.name}, {self.model.kind}")
             self.scores = self._summary(file.rows, asking)
 
     def _summary(self, rows: Sequence[Prediction], asking: "Asking | None") -> Scores:
@@ -157,7 +157,7 @@ class Sitting:
                 "shots": exam.protocol.shots.count if exam.protocol.shots else 0,
                 "postprocessing": exam.protocol.postprocessing,
                 "limit": exam.entry.limit,
-                "dtype": recipe.model.dtype,
+                **self.answerers.settings,
             },
             **execution(exam.task, rows, self.context.unsafe_execution),
             "stop_reasons": {reason: reasons.count(reason) for reason in ("eos", "stop", "length", "context")},
@@ -184,87 +184,6 @@ def refuse_other_prompts(rows: Sequence[Prediction], exam: Exam, path: Path) -> 
     for number, row in enumerate(rows, start=1):
         if digests.get(row["id"]) != row["prompt_sha256"] or row["sample"] != 0:
             raise damaged(path, f"line {number} answers no item of this evaluation", "repeat the evaluation with --force")
-
-
-class Asking:
-    """The generation of what is missing in a predictions file, batch by batch."""
-
-    def __init__(self, sitting: Sitting, file: AppendFile) -> None:
-        exam, reporter = sitting.exam, sitting.context.reporter
-        self.exam, self.file, self.reporter = exam, file, reporter
-        self.title = f"{exam.name}, {sitting.model.kind}"
-        self.unsafe = sitting.context.unsafe_execution
-        model, tokenizer = sitting.shelf.get(sitting.model)
-        self.prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in exam.prompts]
-        self.completer = Completer(model, tokenizer, stops=exam.protocol.stops, max_new_tokens=exam.max_new_tokens, said=reporter.warn)
-        self.seconds = 0.0
-        self.tokens = 0
-        self.asked = 0
-
-    def run(self) -> None:
-        """Batch by batch; one that a kill left half written is answered again whole, and its rest appended."""
-        self._tell_limits()
-        answered = {row["id"] for row in self.file.rows}
-        with self.reporter.task(self.title, total=len(self.exam.examples), unit="items") as progress:
-            progress.advance(len(answered), **self._figures())
-            for batch in self._plan():
-                if missing := [place for place in batch if self.exam.examples[place].id not in answered]:
-                    self.file.extend(self._answer(batch, missing))
-                    progress.advance(len(missing), **self._figures())
-
-    def _plan(self) -> list[list[int]]:
-        """Batches of items. Where the file follows their order they are those of an undisturbed run; else those of what is missing."""
-        size, examples = self.exam.entry.batch_size, self.exam.examples
-        plan = list(self.completer.batches(self.prompt_ids, size))
-        present = [row["id"] for row in self.file.rows]
-        if present == [examples[place].id for batch in plan for place in batch][: len(present)]:
-            return plan
-        absent = [place for place, example in enumerate(examples) if example.id not in set(present)]
-        return [[absent[place] for place in batch] for batch in self.completer.batches([self.prompt_ids[place] for place in absent], size)]
-
-    def _answer(self, batch: Sequence[int], missing: Sequence[int]) -> list[Prediction]:
-        start = time.monotonic()
-        completions = dict(zip(batch, self.completer.complete([self.prompt_ids[place] for place in batch]), strict=True))
-        self.seconds += time.monotonic() - start
-        self.tokens += sum(completion.tokens for completion in completions.values())
-        self.asked += len(missing)
-        exam = self.exam
-        answers = [(completions[place].text, exam.examples[place]) for place in missing]
-        ends = judged_all(exam.task, answers, exam.protocol.stops, exam.protocol.readings, exam.protocol.postprocessing, unsafe=self.unsafe)
-        return [self._prediction(place, completions[place], end) for place, end in zip(missing, ends, strict=True)]
-
-    def _prediction(self, place: int, completion: Completion, end: dict[str, Any]) -> Prediction:
-        exam, example = self.exam, self.exam.examples[place]
-        return {
-            "id": example.id,
-            "sample": 0,
-            "prompt_sha256": text_digest(exam.prompts[place]),
-            "completion": completion.text,
-            "stop_reason": completion.stop_reason,
-            **end,
-            "tokens": completion.tokens,
-            "smallest_gap": completion.smallest_gap,
-        }
-
-    def _figures(self) -> dict[str, float | str]:
-        """Running accuracy and speed, for the progress line."""
-        rows, metrics = self.file.rows, self.exam.metrics
-        shares: dict[str, float | str] = {metric: sum(row["correct"][metric] for row in rows) / len(rows) for metric in metrics if rows}
-        return shares | ({"tokens_per_s": self.tokens / self.seconds} if self.seconds else {})
-
-    def _tell_limits(self) -> None:
-        rooms = [self.completer.room(ids) for ids in self.prompt_ids]
-        wanted = self.completer.max_new_tokens
-        if short := [room for room in rooms if 0 < room < wanted]:
-            self.reporter.warn(
-                f"{self.title}: the context of {self.completer.limit} tokens leaves {len(short)} of {len(rooms)} prompts less room than "
-                f"max_new_tokens = {wanted}; the least is {min(short)}."
-            )
-        if full := rooms.count(0):
-            self.reporter.warn(
-                f"{self.title}: {full} prompts fill the context of {self.completer.limit} tokens by themselves; they are recorded with "
-                "an empty answer and stop_reason context."
-            )
 
 
 def outcome(context: StageContext, exams: Sequence[Exam], sittings: Sequence[Sitting], show: int) -> Outcome:

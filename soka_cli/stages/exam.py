@@ -13,6 +13,7 @@ from soka_cli.recipe.places import locate
 from soka_cli.recipe.resolved import to_mapping
 from soka_cli.recipe.schema import EvalSection, Recipe, ShotsSection
 from soka_cli.run.digest import file_digest, json_digest
+from soka_cli.stages.answerer import Decoding, Question
 from soka_cli.tasks.base import Example, Task, task_named
 from soka_cli.tasks.few_shot import shots_for
 from soka_cli.tasks.protocol import AskingProtocol, protocol_named, template_digest
@@ -44,6 +45,15 @@ class Exam:
     def metrics(self) -> tuple[str, ...]:
         """The task's own, then those that the protocol reads beside them."""
         return (*self.task.metrics, *self.protocol.readings)
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(stops=self.protocol.stops, max_new_tokens=self.max_new_tokens)
+
+    @property
+    def questions(self) -> list[Question]:
+        """What is asked, in the data's order."""
+        return [Question(example.id, 0, prompt) for example, prompt in zip(self.examples, self.prompts, strict=True)]
 
 
 def prepare_exams(recipe: Recipe, *, offline: bool = False) -> list[Exam]:

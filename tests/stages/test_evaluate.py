@@ -24,7 +24,8 @@ from soka_cli.sandbox.isolation import Isolation, find_isolation
 from soka_cli.stages import evaluate as evaluate_module
 from soka_cli.stages import execution
 from soka_cli.stages.agreement import agreement
-from soka_cli.stages.completions import Completer, Completion
+from soka_cli.stages.answerer import Completion
+from soka_cli.stages.completions import Completer
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.evaluate import evaluate
 from soka_cli.stages.judged_model import ModelShelf
@@ -309,7 +310,7 @@ def test_programs_that_nothing_isolates_are_refused_before_a_model_is_loaded(
 ) -> None:
     none = Isolation(None, {}, (("bubblewrap", "bwrap is not installed"),))
     monkeypatch.setattr(execution, "find_isolation", lambda: none)
-    monkeypatch.setattr(evaluate_module, "ModelShelf", lambda *_: pytest.fail("models were looked at"))
+    monkeypatch.setattr(evaluate_module, "LocalAnswerers", lambda *_: pytest.fail("models were looked at"))
     file = builders.write_jsonl(tmp_path / "mbpp.jsonl", builders.mbpp_rows(2))
     context = context_of(material, tmp_path / "run", entries=[{"task": "mbpp", "path": str(file), "split": "all"}])
     assert "--unsafe-execution" in refused(context, ExitCode.ENVIRONMENT)
