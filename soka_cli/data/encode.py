@@ -1,11 +1,13 @@
 """Text into token ids: one way of encoding a prompt, for training and for evaluation alike."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypedDict
 
+from soka_cli.data.conversation import ChatTemplate, UnlearnableError, messages_of
+from soka_cli.data.ledger import Ledger
 from soka_cli.data.load import require_columns
+from soka_cli.data.passage import Passage
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.schema import SourceSection
 from soka_cli.tasks.base import Example, task_named
@@ -23,28 +25,6 @@ class EncodedRow(TypedDict):
     row: int
 
 
-@dataclass
-class Ledger:
-    """What became of the rows: `read` = `used` + the sum of `dropped`.
-
-    `truncated` rows are used and lost their end (and the end-of-sequence token) at max_length; `apart` rows had their target
-    tokenised on its own, because prompt and target together do not begin with the prompt's tokens.
-    """
-
-    read: int = 0
-    used: int = 0
-    truncated: int = 0
-    apart: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    longest: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**vars(self), "dropped": dict(self.dropped)}
-
-
 def encode_prompt(tokenizer: Any, prompt_text: str) -> list[int]:
     """The ids that a model is fed for a prompt: one BOS where the tokenizer has one, no EOS.
 
@@ -54,11 +34,18 @@ def encode_prompt(tokenizer: Any, prompt_text: str) -> list[int]:
 
 
 def encode_rows(
-    tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, source: SourceSection, template: str, max_length: int
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    source: SourceSection,
+    template: str,
+    max_length: int,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[list[EncodedRow], Ledger]:
-    """Rows of a data source -> `input_ids` and `labels` (-100 over the prompt, EOS learnt), and the ledger.
+    """Rows of a data source -> `input_ids` and `labels` (-100 over what is not learnt, EOS learnt), and the ledger.
 
-    The prompt's ids are those of `encode_prompt`. Rows are cut on the right at `max_length` tokens.
+    The prompt's ids are those of `encode_prompt`. Rows are cut on the right at `max_length` tokens. `numbers` are the rows' places
+    in the source; None counts them from 0.
 
     Raises:
         SokaError: exit 4 for a missing column, exit 7 where no row has a supervised token.
@@ -70,67 +57,81 @@ def encode_rows(
             hint="set eos_token in the model's tokenizer_config.json",
             exit_code=ExitCode.ENVIRONMENT,
         )
+    numbers = range(len(rows)) if numbers is None else numbers
     encoded: list[EncodedRow] = []
     ledger = Ledger(read=len(rows))
+    reader = PassageReader(tokenizer, source, template)
     for start in range(0, len(rows), CHUNK):
-        examples = dict(_examples(rows[start : start + CHUNK], start, source, ledger))
-        texts = [_texts(tokenizer, template, example) for example in examples.values()]
-        prompts = _encode(tokenizer, [prompt for prompt, _ in texts])
-        wholes = _encode(tokenizer, [prompt + target for prompt, target in texts])
-        for number, (_, target), prompt_ids, whole_ids in zip(examples, texts, prompts, wholes, strict=True):
-            target_ids = _target_ids(tokenizer, target, prompt_ids, whole_ids, ledger)
-            if row := _row(number, prompt_ids, target_ids, max_length, ledger):
+        part = slice(start, start + CHUNK)
+        passages = dict(_passages(reader, numbers[part], rows[part], ledger))
+        for number, (ids, labels) in zip(passages, _ids_and_labels(tokenizer, list(passages.values()), ledger), strict=True):
+            if row := _row(number, ids, labels, max_length, ledger):
                 encoded.append(row)
     if not encoded:
-        reasons = "; ".join(f"{count} rows: {reason}" for reason, count in ledger.dropped.items())
         raise SokaError(
             "There is nothing to learn: no row has a supervised token.",
             where=f"{source.path}, {ledger.read} rows",
-            why=reasons,
-            hint="raise data.max_length, or correct data.train.prompt and data.train.target",
+            why=ledger.reasons(),
+            hint="raise data.max_length, or correct the columns that data.train names",
             exit_code=ExitCode.TRAINING,
         )
     return encoded, ledger
 
 
-def _examples(rows: Sequence[Mapping[str, Any]], start: int, source: SourceSection, ledger: Ledger) -> Iterator[tuple[int, Example]]:
-    """Number, prompt and target of each row that has both; the others are counted in the ledger."""
-    task = task_named(source.task) if source.task is not None else None
-    columns = list(task.fields) if task is not None else [str(source.prompt), str(source.target)]
-    for index, row in enumerate(rows, start=start):
-        require_columns(row, columns, f"{source.path}, row {index}")
-        if task is not None:
-            example = task.example(dict(row), index)
+class PassageReader:
+    """Makes rows of one source into text: by its task, its conversations, or its two columns and the recipe's template."""
+
+    def __init__(self, tokenizer: Any, source: SourceSection, template: str) -> None:
+        self.source = source
+        self.template = template
+        self.task = task_named(source.task) if source.task is not None else None
+        self.chat = ChatTemplate(tokenizer) if source.messages is not None or template == "chat" else None
+        if self.task is not None:
+            self.columns = list(self.task.fields)
         else:
-            prompt, target = (row[column] for column in columns)
-            if not isinstance(prompt, str) or not isinstance(target, str):
-                ledger.dropped["prompt or target is no text"] += 1
-                continue
-            example = Example(id=str(index), prompt=prompt, target=target, gold="")
-        if example.target.strip():
-            yield index, example
-        else:
-            ledger.dropped["the target is empty"] += 1
+            self.columns = [source.messages] if source.messages is not None else [str(source.prompt), str(source.target)]
+
+    def passage(self, row: Mapping[str, Any], number: int) -> Passage:
+        """One row's text.
+
+        Raises:
+            UnlearnableError: the row teaches nothing.
+            SokaError: exit 4 for a missing column, or a chat template in which turns cannot be told apart.
+        """
+        where = f"{self.source.path}, row {number}"
+        require_columns(row, self.columns, where)
+        if self.source.messages is not None:
+            assert self.chat is not None
+            return self.chat.passage(messages_of(row[self.source.messages]), where)
+        example = self._example(row, number)
+        if not example.prompt.strip():
+            raise UnlearnableError("the prompt is empty")
+        if not example.target.strip():
+            raise UnlearnableError("the target is empty")
+        if self.chat is not None:
+            question, answer = {"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.target}
+            return self.chat.passage([question, answer], where)
+        prompt, target = render_example(self.template, example)
+        return Passage(prompt + target, ((len(prompt), len(prompt + target)),))
+
+    def _example(self, row: Mapping[str, Any], number: int) -> Example:
+        if self.task is not None:
+            return self.task.example(dict(row), number)
+        prompt, target = (row[column] for column in self.columns)
+        if not isinstance(prompt, str) or not isinstance(target, str):
+            raise UnlearnableError("prompt or target is no text")
+        return Example(id=str(number), prompt=prompt, target=target, gold="")
 
 
-def _texts(tokenizer: Any, template: str, example: Example) -> tuple[str, str]:
-    """The words that the model reads and those that it learns to write."""
-    if template != "chat":
-        return render_example(template, example)
-    if not tokenizer.chat_template:
-        raise SokaError(
-            "The tokenizer has no chat template.",
-            where="data.template: chat",
-            hint="set data.template to alpaca or plain, or name a chat model",
-            exit_code=ExitCode.USAGE,
-        )
-    question = [{"role": "user", "content": example.prompt}]
-    answer = [{"role": "assistant", "content": example.target}]
-    prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(question + answer, tokenize=False)
-    if not whole.startswith(prompt):  # templates that put something else before the answer when they ask for one
-        return prompt, example.target
-    return prompt, whole[len(prompt) :]
+def _passages(
+    reader: PassageReader, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]], ledger: Ledger
+) -> Iterator[tuple[int, Passage]]:
+    """Number and text of each row that teaches something; the others are counted in the ledger."""
+    for number, row in zip(numbers, rows, strict=True):
+        try:
+            yield number, reader.passage(row, number)
+        except UnlearnableError as reason:
+            ledger.drop(str(reason), number)
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -148,31 +149,44 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return encoded
 
 
-def _target_ids(tokenizer: Any, target: str, prompt_ids: list[int], whole_ids: list[int], ledger: Ledger) -> list[int]:
-    """The ids behind the prompt, ending in one EOS."""
-    eos = tokenizer.eos_token_id
-    if whole_ids[: len(prompt_ids)] == prompt_ids:
-        ids = whole_ids[len(prompt_ids) :]
-    else:
-        ids = tokenizer(target, add_special_tokens=False, verbose=False).input_ids
-        ledger.apart += 1
-    if eos in ids and not tokenizer.decode(ids[len(ids) - ids[::-1].index(eos) :]).strip():
-        ids = ids[: len(ids) - ids[::-1].index(eos)]  # a chat template's own end of turn, and the line break behind it
-        return ids
-    return [*ids, eos]
+def _ids_and_labels(tokenizer: Any, passages: Sequence[Passage], ledger: Ledger) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids of each passage, ending in one EOS, and labels over its learnt spans.
+
+    What stands before a learnt span is encoded as evaluation feeds it. Where the whole does not begin with those ids, the text is
+    tokenised piece by piece.
+    """
+    texts = [passage.text[: passage.learnt[-1][1]] for passage in passages]
+    cuts = [[cut for span in passage.learnt for cut in span][:-1] for passage in passages]
+    heads = iter(_encode(tokenizer, [text[:cut] for text, own in zip(texts, cuts, strict=True) for cut in own]))
+    for text, own, ids in zip(texts, cuts, _encode(tokenizer, texts), strict=True):
+        beginnings = [next(heads) for _ in own]
+        places = [len(beginning) for beginning in beginnings]
+        if any(ids[:place] != beginning for place, beginning in zip(places, beginnings, strict=True)):
+            ledger.apart += 1
+            ids, places = _by_pieces(tokenizer, beginnings[0], [text[begin:end] for begin, end in pairwise([*own, len(text)])])
+        if ids[places[-1] :][-1:] != [tokenizer.eos_token_id]:
+            ids = [*ids, tokenizer.eos_token_id]
+        labels = [IGNORED] * len(ids)
+        for begin, end in zip(places[::2], [*places[1::2], len(ids)], strict=True):
+            labels[begin:end] = ids[begin:end]
+        yield ids, labels
 
 
-def _row(number: int, prompt_ids: list[int], target_ids: list[int], max_length: int, ledger: Ledger) -> EncodedRow | None:
-    """One training row, or None where nothing of the target is left to learn (the first token of a row is never predicted)."""
-    input_ids = [*prompt_ids, *target_ids]
-    labels = [*[IGNORED] * len(prompt_ids), *target_ids]
-    if max(len(prompt_ids), 1) >= max_length:
-        ledger.dropped["the prompt fills max_length"] += 1
+def _by_pieces(tokenizer: Any, beginning: list[int], pieces: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Ids of the pieces behind `beginning`, each tokenised on its own, and where each of them begins."""
+    ids, places = list(beginning), []
+    for piece in pieces:
+        places.append(len(ids))
+        ids += tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+    return ids, places
+
+
+def _row(number: int, ids: list[int], labels: list[int], max_length: int, ledger: Ledger) -> EncodedRow | None:
+    """One training row, or None where nothing that is learnt is left (the first token of a row is never predicted)."""
+    row: EncodedRow = {"input_ids": ids[:max_length], "labels": [IGNORED, *labels[1:max_length]], "row": number}
+    supervised = sum(label != IGNORED for label in row["labels"])
+    if not supervised:
+        ledger.drop("the prompt fills max_length", number)
         return None
-    ledger.used += 1
-    ledger.truncated += len(input_ids) > max_length
-    input_ids, labels = input_ids[:max_length], labels[:max_length]
-    ledger.tokens += len(input_ids)
-    ledger.supervised_tokens += sum(label != IGNORED for label in labels[1:])
-    ledger.longest = max(ledger.longest, len(input_ids))
-    return {"input_ids": input_ids, "labels": labels, "row": number}
+    ledger.use(number, tokens=len(row["input_ids"]), supervised=supervised, truncated=len(ids) > max_length)
+    return row

@@ -2,18 +2,52 @@
 
 import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.recipe.places import locate
+from soka_cli.recipe.places import expanded, locate
+from soka_cli.recipe.schema import SourceSection
 from soka_cli.run.digest import file_digest, folder_digest
 from soka_cli.tasks.splits import belongs
 
 Row = dict[str, Any]
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves beside the tables
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """Rows taken from one training source.
+
+    Attributes:
+        source: where they are from.
+        rows: the rows in the source's order.
+        numbers: of each row its place in the source, the first record being 0.
+        filtered: the places of the records that the filter left out before the last row taken.
+        size: records that were looked at.
+    """
+
+    source: SourceSection
+    rows: list[Row]
+    numbers: list[int]
+    filtered: list[int]
+    size: int
+
+    def only(self, indices: Iterable[int], filtered: Sequence[int] = ()) -> "SourceRows":
+        """Some of the rows."""
+        chosen = list(indices)
+        return replace(
+            self,
+            rows=[self.rows[index] for index in chosen],
+            numbers=[self.numbers[index] for index in chosen],
+            filtered=list(filtered),
+        )
 
 
 def load_rows(
@@ -30,7 +64,7 @@ def load_rows(
     """The rows of a data source in their own order.
 
     Args:
-        path: a .jsonl, .json, .csv or .parquet file, a `soka:` name, a folder of such files, or a Hub id.
+        path: a .jsonl, .json, .csv or .parquet file, a `soka:` name, a folder of such files or one that `datasets` saved, or a Hub id.
         revision, config, split: of a Hub data set; a file has none of them.
         rows: the first rows that are taken, after `filter`; None takes all.
         filter: column -> value, as text; only rows that hold all of them stay.
@@ -41,16 +75,39 @@ def load_rows(
         SokaError: exit 4 for a missing or damaged file, a missing column, nothing left; exit 3 where the Hub can't be asked.
     """
     place = _place(path)
+    every = _records(place, revision=revision, config=config, split=split, task=task, offline=offline)
+    return [row for _, row in _taken(path, split, every, rows, filter or {}, [])]
+
+
+def load_source(source: SourceSection, *, offline: bool = False) -> SourceRows:
+    """The rows of a recipe's training source, with their places in it. Raises what load_rows does."""
+    place = _place(source.path)
+    every = _records(place, revision=source.revision, config=source.config, split=source.split, task=source.task, offline=offline)
+    filtered: list[int] = []
+    taken = _taken(source.path, source.split, every, source.rows, source.filter, filtered)
+    numbers = [number for number, _ in taken]
+    return SourceRows(source, [row for _, row in taken], numbers, filtered, 1 + max([*numbers[-1:], *filtered[-1:]]))
+
+
+def _records(
+    place: Path | str, *, revision: str | None, config: str | None, split: str, task: str | None, offline: bool
+) -> Iterator[tuple[int, Row]]:
+    """Place and content of every record of the split."""
     if isinstance(place, Path) and place.is_file():
-        every: Iterable[Row] = (row for row in _read_file(place) if belongs(row, task, split))
-    else:
-        every = _read_hub(str(place), revision=revision, config=config, split=split, offline=offline)
-    chosen = list(islice(_filtered(every, filter or {}, path), rows))
-    if not chosen:
+        return ((number, row) for number, row in enumerate(_read_file(place)) if belongs(row, task, split))
+    return iter(enumerate(_read_hub(str(place), revision=revision, config=config, split=split, offline=offline)))
+
+
+def _taken(
+    path: str, split: str, every: Iterator[tuple[int, Row]], most: int | None, wanted: Mapping[str, str], left_out: list[int]
+) -> list[tuple[int, Row]]:
+    """Place and content of the rows that are taken; the places of those that the filter leaves out go to `left_out`."""
+    taken = list(islice(_filtered(every, wanted, path, left_out), most))
+    if not taken:
         raise SokaError(
             "The data source has no rows.", where=f"{path}, split {split}", hint="name another file or split", exit_code=ExitCode.DATA
         )
-    return chosen
+    return taken
 
 
 def source_digest(path: str) -> str | None:
@@ -68,11 +125,14 @@ def source_digest(path: str) -> str | None:
 def require_columns(row: Mapping[str, Any], columns: Iterable[str], path: str) -> None:
     """Refuse a source whose rows lack one of `columns` (exit 4), naming those that are there."""
     if missing := [column for column in columns if column not in row]:
+        there = [str(column) for column in row]
+        near = {column: get_close_matches(column, there, n=1, cutoff=0.5) for column in missing}
+        meant = ", ".join(f"{names[0]} for {column}" for column, names in near.items() if names)
         raise SokaError(
             f"The data has no column {', '.join(missing)}.",
             where=path,
-            why=f"its columns are {', '.join(map(str, row))}",
-            hint="name columns that are there (data.train.prompt, data.train.target), or another task",
+            why=f"its columns are {', '.join(there)}",
+            hint=f"{f'did you mean {meant}? ' if meant else ''}name columns that are there (prompt, target, messages), or another task",
             exit_code=ExitCode.DATA,
         )
 
@@ -81,27 +141,43 @@ def _place(path: str) -> Path | str:
     """The file or folder that `path` means, or the Hub id that it is."""
     place = locate(path)
     if not isinstance(place, Path) and _is_file_name(path):
+        near = _nearest_file(expanded(path))
         raise SokaError(
-            "The data file does not exist.", where=path, hint="correct the path of data.train or of the eval entry", exit_code=ExitCode.DATA
+            "The data file does not exist.",
+            where=path,
+            hint=f"{f'did you mean {near}? ' if near else ''}correct the path of data.train or of the eval entry",
+            exit_code=ExitCode.DATA,
         )
     return place
+
+
+def _nearest_file(path: Path) -> Path | None:
+    """The data file beside `path` that was probably meant."""
+    try:
+        beside = [entry for entry in path.parent.iterdir() if entry.suffix in READERS and entry.is_file()]
+    except (OSError, ValueError):
+        return None
+    near = get_close_matches(path.name, [entry.name for entry in beside], n=1)
+    return path.with_name(near[0]) if near else None
 
 
 def _is_file_name(path: str) -> bool:
     return Path(path).suffix in READERS or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
 
 
-def _filtered(rows: Iterable[Row], wanted: Mapping[str, str], path: str) -> Iterator[Row]:
-    """The rows that hold `wanted`; says which values there are where none does."""
+def _filtered(records: Iterable[tuple[int, Row]], wanted: Mapping[str, str], path: str, left_out: list[int]) -> Iterator[tuple[int, Row]]:
+    """The records that hold `wanted`; says which values there are where none does. The places of the others go to `left_out`."""
     seen: dict[str, Counter[str]] = {column: Counter() for column in wanted}
     kept = 0
-    for row in rows:
+    for number, row in records:
         require_columns(row, wanted, path)
         for column in wanted:
             seen[column][str(row[column])] += 1
         if all(str(row[column]) == value for column, value in wanted.items()):
             kept += 1
-            yield row
+            yield number, row
+        else:
+            left_out.append(number)
     if wanted and not kept and any(seen.values()):
         there = "; ".join(f"{column}: {', '.join(value for value, _ in counts.most_common(5))}" for column, counts in seen.items())
         raise SokaError(
@@ -189,16 +265,17 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def _read_hub(name: str, *, revision: str | None, config: str | None, split: str, offline: bool) -> Iterable[Row]:
-    """Rows of a Hub data set (or a folder laid out like one), through `datasets`."""
+    """Rows of a Hub data set (or a folder laid out like one, or that `save_to_disk` wrote), through `datasets`."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     where = f"{name}, configuration {config or 'default'}, split {split}"
+    saved = any((Path(name) / marker).is_file() for marker in SAVED)
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or offline
     try:
-        loaded = datasets.load_dataset(name, config, split=split, revision=revision)
+        loaded = _saved(Path(name), split) if saved else datasets.load_dataset(name, config, split=split, revision=revision)
     except DatasetNotFoundError as error:
         raise SokaError(
             "The data set does not exist, or is gated.",
@@ -216,9 +293,26 @@ def _read_hub(name: str, *, revision: str | None, config: str | None, split: str
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
     except (DatasetsError, ValueError, RuntimeError, OSError) as error:
+        near = get_close_matches(split, re.findall(r"['\"]([\w.-]+)['\"]", str(error).lower().partition("should be one of")[2]), n=1, cutoff=0.5)
         raise SokaError(
-            "The data set can't be read.", where=where, why=str(error), hint="correct config, split or revision", exit_code=ExitCode.DATA
+            "The data set can't be read.",
+            where=where,
+            why=str(error),
+            hint=f"{f'did you mean split {near[0]}? ' if near else ''}correct config, split or revision",
+            exit_code=ExitCode.DATA,
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
     return iter(loaded)
+
+
+def _saved(folder: Path, split: str) -> Iterable[Row]:
+    """A folder that `save_to_disk` wrote: of several splits the one named, of one data set all."""
+    import datasets
+
+    loaded = datasets.load_from_disk(str(folder))
+    if not isinstance(loaded, datasets.DatasetDict):
+        return iter(loaded)
+    if split not in loaded:
+        raise ValueError(f"unknown split {split}; it should be one of {list(loaded)}")
+    return iter(loaded[split])

@@ -15,10 +15,19 @@ from soka_cli.recipe.schema import INIT_READS, METHOD_READS, RULE_READS
 
 Keys = tuple[str, ...]
 
+SOURCE: dict[str, tuple[str, ...]] = {
+    "path": ("revision", "config"),
+    "task": ("prompt", "target", "messages"),
+    "prompt": ("task", "messages"),
+    "target": ("task", "messages"),
+    "messages": ("task", "prompt", "target"),
+}
+
 GOES_WITH: dict[Keys, dict[str, tuple[str, ...]]] = {
     ("model",): {"name": ("revision",)},
     ("adapter", "shape"): {"block": ("m", "n"), "m": ("block",), "n": ("block",)},
-    ("data", "train"): {"path": ("revision", "config"), "task": ("prompt", "target"), "prompt": ("task",), "target": ("task",)},
+    ("data", "train"): SOURCE,
+    ("data", "train", "*"): SOURCE,
     ("data", "validation"): {"fraction": ("path", "split", "rows"), "path": ("fraction",)},
     ("train",): {"steps": ("epochs",), "epochs": ("steps",)},
     ("eval", "*"): {"path": ("revision", "config")},
@@ -84,7 +93,7 @@ def set_value(root: Node, path: Keys, value: Node) -> str | None:
     at, path = root, join_free_keys(path)
     for index, key in enumerate(path):
         here = path[:index]
-        if is_list(here):
+        if is_list(here) and not (isinstance(at.value, dict) and names_at(here)):  # data.train is a list or one mapping
             entries = at.value if isinstance(at.value, list) else []
             if not key.isdecimal() or int(key) >= len(entries):
                 there = "no entries" if not entries else f"entries 0 to {len(entries) - 1}" if len(entries) > 1 else "entry 0 alone"

@@ -18,6 +18,7 @@ __all__ = ["LOCATIONS", "LoadedRecipe", "load_recipe", "to_mapping", "to_yaml"]
 LOCATIONS = (
     ("model", "name"),
     ("data", "train", "path"),
+    ("data", "train", "*", "path"),
     ("data", "validation", "path"),
     ("eval", "*", "path"),
     ("eval", "*", "shots", "path"),

@@ -245,7 +245,7 @@ class AdapterSection(Section):
 
 
 class SourceSection(Section):
-    """Rows to train on: a task's own rendering, or two columns."""
+    """Rows to train on: a task's own rendering, two columns, or a column of conversations."""
 
     path: Name = Field(description="Hub id, or a .jsonl, .json, .csv or .parquet file.")
     task: Literal["gsm8k", "math", "mbpp"] | None = Field(default=None, description="The task that renders prompt and target.")
@@ -255,15 +255,30 @@ class SourceSection(Section):
     rows: PositiveCount | None = Field(default=None, description="First rows that are used, in rows; null takes all.")
     prompt: Name | None = Field(default=None, description="Column of the prompt.")
     target: Name | None = Field(default=None, description="Column of the target.")
+    messages: Name | None = Field(
+        default=None, description="Column of a conversation, a list of {role, content}; the assistant's turns are learnt."
+    )
     filter: dict[str, str] = Field(default={}, description="Keeps the rows whose columns hold these values.")
+    weight: Rate | None = Field(
+        default=None,
+        description="This source's share of a pass, relative to the other weights; null takes 1, and every row once where none is named.",
+    )
 
     @model_validator(mode="after")
     def task_or_columns(self) -> "SourceSection":
         columns = [name for name in ("prompt", "target") if getattr(self, name) is not None]
+        if self.messages is not None and (other := [*columns, *(["task"] if self.task is not None else [])]):
+            raise misfit(f"messages hold prompt and target; drop {' and '.join(other)} or drop messages", "messages", *other)
         if self.task is not None and columns:
             raise misfit(f"a task renders its own prompt and target; drop {' and '.join(columns)} or drop task", *columns, "task")
-        if self.task is None and len(columns) < 2:
-            raise misfit("name a task (task: gsm8k) or both columns (prompt: question, target: answer)", "prompt", "target", "task")
+        if self.task is None and self.messages is None and len(columns) < 2:
+            raise misfit(
+                "name a task (task: gsm8k) or both columns (prompt: question, target: answer), or messages (messages: messages)",
+                "prompt",
+                "target",
+                "task",
+                "messages",
+            )
         return self
 
 
@@ -273,7 +288,7 @@ class ValidationSection(Section):
     fraction: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="Share of the training rows, fixed by the seed."
     )
-    path: Name | None = Field(default=None, description="Hub id or file, read with the training source's task or columns.")
+    path: Name | None = Field(default=None, description="Hub id or file, read with the (first) training source's task or columns.")
     split: Name | None = Field(default=None, description="Split of the Hub data set; null takes the training source's.")
     rows: PositiveCount | None = Field(default=None, description="First rows that are used, in rows; null takes all.")
 
@@ -286,13 +301,52 @@ class ValidationSection(Section):
         return self
 
 
+def kind_of_sources(value: Any) -> str:
+    """One source or a list of them, so that an error speaks of that form alone."""
+    return "<several>" if isinstance(value, (list, tuple)) else "<one>"
+
+
+def some(value: list[SourceSection]) -> list[SourceSection]:
+    if not value:
+        raise ValueError("names no source; write a mapping, or a list of mappings")
+    return value
+
+
+Sources = Annotated[
+    Annotated[SourceSection, Tag("<one>")] | Annotated[list[SourceSection], AfterValidator(some), Tag("<several>")],
+    Discriminator(kind_of_sources),
+]
+
+
 class DataSection(Section):
     """What the model learns from."""
 
-    train: SourceSection = Field(description="Training rows.")
+    train: Sources = Field(description="Training rows: one source, or a list of sources that are mixed by weight.")
     validation: ValidationSection | None = Field(default=None, description="Held-out rows for eval_loss.")
     template: Literal["alpaca", "plain", "chat"] = Field(default="plain", description="Words around prompt and target.")
     max_length: PositiveCount = Field(default=512, description="Longest row, in tokens; longer ones are cut on the right.")
+    packing: bool = Field(
+        default=False,
+        description="Puts rows that do not see one another into sequences of at most max_length tokens; batches then count sequences.",
+    )
+
+    @property
+    def sources(self) -> tuple[SourceSection, ...]:
+        """The training sources, however many."""
+        return (self.train,) if isinstance(self.train, SourceSection) else tuple(self.train)
+
+    @model_validator(mode="after")
+    def a_source_alone_has_no_weight(self) -> "DataSection":
+        if len(self.sources) == 1 and self.sources[0].weight is not None:
+            inside = "train" if isinstance(self.train, SourceSection) else "train.0"
+            raise misfit("a weight compares sources, and there is one; drop weight", f"{inside}.weight")
+        return self
+
+    @model_validator(mode="after")
+    def conversations_have_their_own_template(self) -> "DataSection":
+        if self.template == "alpaca" and all(source.messages is not None for source in self.sources):
+            raise misfit("messages are written by the tokenizer's chat template; write template: chat, or drop it", "template")
+        return self
 
 
 class TrainSection(Section):

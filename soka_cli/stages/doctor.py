@@ -197,7 +197,9 @@ def sandbox_check() -> Check:
 def recipe_checks(context: StageContext, offline: bool) -> list[Check]:
     """Whether the recipe's model, data and benchmarks can be had here."""
     recipe = context.recipe
-    sources = [("data.train.path", recipe.data.train.path)]
+    training = recipe.data.train if isinstance(recipe.data.train, list) else []
+    sources = [(f"data.train.{number}.path", source.path) for number, source in enumerate(training)]
+    sources = sources or [("data.train.path", recipe.data.sources[0].path)]
     if recipe.data.validation is not None and recipe.data.validation.path is not None:
         sources.append(("data.validation.path", recipe.data.validation.path))
     sources += [(f"eval.{number}.path", entry.path) for number, entry in enumerate(recipe.eval)]

@@ -2,9 +2,8 @@
 
 import inspect
 import math
-import random
 from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+from itertools import accumulate, cycle, islice
 from typing import Any
 
 import torch
@@ -13,13 +12,14 @@ from transformers import PreTrainedModel
 
 from soka_cli.data.batch import Collator
 from soka_cli.data.encode import IGNORED, EncodedRow
+from soka_cli.data.order import shuffled
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.base import load_base, load_tokenizer
 from soka_cli.models.skeleton import Target
 from soka_cli.run.reporter import ProgressTask
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.matrix_store import MatrixStore
-from soka_cli.stages.rows import encode, read_rows
+from soka_cli.stages.rows import encode, mixture, read_rows
 
 
 class Lesson:
@@ -120,10 +120,18 @@ class Lesson:
 
     def _drawn_rows(self) -> list[EncodedRow]:
         """As many training rows as the start reads, or all there are, in an order that the seed fixes."""
+        recipe = self.context.recipe
         training, _ = read_rows(self.context)
         steps = self.section.init_steps if self.section.init == "early-update" else 1
-        order = random.Random(self.context.recipe.seed).sample(training, len(training))
-        encoded, _ = encode(self.context, self.tokenizer, order[: steps * self.section.init_rows], f"init {self.section.init}")
+        order = mixture(recipe.data, [len(part.rows) for part in training], recipe.seed).order(0)
+        drawn = set(order[: steps * self.section.init_rows])
+        firsts = accumulate((len(part.rows) for part in training), initial=0)
+        parts = [
+            part.only(place for place in range(len(part.rows)) if first + place in drawn)
+            for part, first in zip(training, firsts, strict=False)
+        ]
+        chosen = [part for part in parts if part.rows]
+        encoded = shuffled(encode(self.context, self.tokenizer, chosen, f"init {self.section.init}").rows, recipe.seed, "lesson")
         if len(encoded) < self.section.init_rows:
             self.context.reporter.warn(f"init {self.section.init} has {len(encoded)} rows to read, {self.section.init_rows} were asked for")
         return encoded

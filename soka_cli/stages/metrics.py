@@ -66,12 +66,20 @@ class MetricsWriter(TrainerCallback):
     also has `eval_loss_before`, the held-out loss of the untrained start.
 
     Args:
+        passes: the passes over the rows that so many steps are.
         held_out_loss: measures the held-out loss; None where there are no held-out rows.
     """
 
-    def __init__(self, file: AppendFile, progress: ProgressTask, held_out_loss: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        file: AppendFile,
+        progress: ProgressTask,
+        passes: Callable[[int], float],
+        held_out_loss: Callable[[], float] | None = None,
+    ) -> None:
         self.file = file
         self.progress = progress
+        self.passes = passes
         self.held_out_loss = held_out_loss
         self.before: dict[str, float] = {}
         self.row: dict[str, Any] | None = None
@@ -103,7 +111,7 @@ class MetricsWriter(TrainerCallback):
         speed = (tokens - self.tokens) / self.seconds if self.seconds > 0 else 0.0
         self.row = {
             "step": state.global_step,
-            "epoch": state.epoch,
+            "epoch": self.passes(state.global_step),
             "tokens": tokens,
             "loss": logs["loss"],
             "lr": logs["learning_rate"],

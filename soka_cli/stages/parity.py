@@ -11,7 +11,7 @@ from torch import Tensor
 
 import soka_cli.adapter  # noqa: F401 - registers SoKA with PEFT
 from soka_cli.data.encode import encode_prompt
-from soka_cli.data.load import load_rows
+from soka_cli.data.load import load_rows, load_source
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.base import load_base, load_folder, load_tokenizer
 from soka_cli.run.resources import available_memory
@@ -140,18 +140,9 @@ def _prompt_texts(context: StageContext) -> list[str]:
         except SokaError:
             continue  # data that cannot be had here
         return [protocol.render(task.example(row, index))[0] for index, row in enumerate(rows)]
-    source = recipe.data.train
-    rows = load_rows(
-        source.path,
-        revision=source.revision,
-        config=source.config,
-        split=source.split,
-        rows=PROMPTS,
-        filter=source.filter,
-        task=source.task,
-        offline=context.offline,
-    )
+    source = recipe.data.sources[0]
+    found = load_source(source.model_copy(update={"rows": PROMPTS}), offline=context.offline)
     if source.task is None:
-        return [str(row.get(str(source.prompt), "")) for row in rows]
+        return [str(row.get(str(source.messages or source.prompt), "")) for row in found.rows]
     task = task_named(source.task)
-    return [render_example("plain", task.example(row, index))[0] for index, row in enumerate(rows)]
+    return [render_example("plain", task.example(row, index))[0] for index, row in enumerate(found.rows)]

@@ -1,88 +1,153 @@
 """The rows that a run learns from: loaded, some held out, encoded; and what stands for them among a stage's inputs."""
 
 import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-from soka_cli.data.encode import EncodedRow, Ledger, encode_rows
-from soka_cli.data.load import Row, load_rows, source_digest
+from soka_cli.data.encode import EncodedRow, encode_rows
+from soka_cli.data.ledger import Ledger
+from soka_cli.data.load import SourceRows, load_source, source_digest
+from soka_cli.data.order import Mixture, ReadingOrder
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.resolved import to_mapping
-from soka_cli.recipe.schema import Recipe, SourceSection
+from soka_cli.recipe.schema import DataSection, Recipe
 from soka_cli.stages.context import StageContext
+
+FILTERED = "the filter leaves it out"
 
 
 def data_inputs(recipe: Recipe) -> dict[str, Any]:
     """The data section with local files by their digest, so that a moved run directory stays valid."""
     data = dict(to_mapping(recipe)["data"])
-    for name in ("train", "validation"):
-        source = data.get(name)
-        if source and source.get("path") and (digest := source_digest(source["path"])):
-            data[name] = {key: value for key, value in source.items() if key != "path"} | {"sha256": digest}
+    train = data["train"]
+    data["train"] = [_by_digest(source) for source in train] if isinstance(train, list) else _by_digest(train)
+    if "validation" in data:
+        data["validation"] = _by_digest(data["validation"])
     return data
 
 
-def read_rows(context: StageContext) -> tuple[list[Row], list[Row]]:
-    """Rows to learn from, and those held out for validation (none where the recipe asks for none), as they are in the source.
+def _by_digest(source: dict[str, Any]) -> dict[str, Any]:
+    digest = source_digest(source["path"]) if source.get("path") else None
+    return {key: value for key, value in source.items() if key != "path"} | {"sha256": digest} if digest else source
+
+
+def read_rows(context: StageContext) -> tuple[list[SourceRows], list[SourceRows]]:
+    """Rows to learn from, source by source, and those held out for validation (none where the recipe asks for none).
 
     Raises:
         SokaError: exit 4 for data that is missing or damaged, or a validation that leaves nothing.
     """
     data = context.recipe.data
-    everything = _load(context, data.train)
+    training = [load_source(source, offline=context.offline) for source in data.sources]
     validation = data.validation
     if validation is not None and validation.path is not None:
+        first = data.sources[0]
         changes = {
             "path": validation.path,
             "revision": None,
-            "split": validation.split or data.train.split,
+            "split": validation.split or first.split,
             "rows": validation.rows,
         }
-        return everything, _load(context, data.train.model_copy(update=changes))
+        return training, [load_source(first.model_copy(update=changes), offline=context.offline)]
     if validation is not None and validation.fraction is not None:
-        return _split(everything, validation.fraction, context.recipe.seed)
-    return everything, []
+        return _split(training, validation.fraction, context.recipe.seed)
+    return training, []
 
 
-def encode(context: StageContext, tokenizer: Any, rows: list[Row], name: str) -> tuple[list[EncodedRow], Ledger]:
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows as the model reads them, and what became of them.
+
+    Attributes:
+        rows: of all sources, one source behind the other.
+        counts: rows of each source.
+        ledger: of all sources, their records counted through.
+        sources: for each source its name, the number of its first record in that count, and its own ledger.
+    """
+
+    rows: list[EncodedRow]
+    counts: tuple[int, ...]
+    ledger: Ledger
+    sources: tuple[tuple[str, int, Ledger], ...]
+
+    @property
+    def looked_at(self) -> list[int]:
+        """Rows of each source behind the filter."""
+        return [ledger.read - ledger.dropped[FILTERED] for _, _, ledger in self.sources]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The ledger as plain JSON values; with several sources each one's own as well."""
+        several = [{"path": path, "first_row": first, **ledger.to_mapping()} for path, first, ledger in self.sources]
+        return {**self.ledger.to_mapping(), **({"sources": several} if len(several) > 1 else {})}
+
+
+def encode(context: StageContext, tokenizer: Any, parts: Sequence[SourceRows], name: str) -> EncodedRows:
     """Ids and labels, with a warning for what was cut or left out; `name` is what the user calls these rows.
 
     Raises:
-        SokaError: exit 4 for a missing column, exit 7 where no row has a supervised token.
+        SokaError: exit 4 for a missing column, exit 7 where no row of a source has a supervised token.
     """
-    data, say = context.recipe.data, context.reporter
-    encoded, ledger = encode_rows(tokenizer, rows, source=data.train, template=data.template, max_length=data.max_length)
-    if ledger.truncated:
-        say.warn(f"{name}: {ledger.truncated} of {ledger.read} rows are cut at {data.max_length} tokens and do not learn to end.")
-    for reason, count in ledger.dropped.items():
-        say.warn(f"{name}: {count} of {ledger.read} rows are left out: {reason}.")
-    return encoded, ledger
-
-
-def _load(context: StageContext, source: SourceSection) -> list[Row]:
-    return load_rows(
-        source.path,
-        revision=source.revision,
-        config=source.config,
-        split=source.split,
-        rows=source.rows,
-        filter=source.filter,
-        task=source.task,
-        offline=context.offline,
-    )
-
-
-def _split(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows to learn from and held-out rows, both in their order; which ones are held out depends on the seed alone."""
-    count = max(1, round(fraction * len(rows)))
-    if count >= len(rows):
-        raise SokaError(
-            f"A validation fraction of {fraction:g} leaves none of {len(rows)} rows to learn from.",
-            where="data.validation.fraction",
-            hint="lower the fraction or drop data.validation",
-            exit_code=ExitCode.DATA,
+    data = context.recipe.data
+    rows: list[EncodedRow] = []
+    counts, sources, whole = [], [], Ledger()
+    for part, first_row in zip(parts, accumulate((part.size for part in parts), initial=0), strict=False):
+        encoded, ledger = encode_rows(
+            tokenizer, part.rows, source=part.source, template=data.template, max_length=data.max_length, numbers=part.numbers
         )
-    chosen = set(random.Random(seed).sample(range(len(rows)), count))
-    return (
-        [row for index, row in enumerate(rows) if index not in chosen],
-        [row for index, row in enumerate(rows) if index in chosen],
-    )
+        ledger.read += len(part.filtered)
+        for number in part.filtered:
+            ledger.drop(FILTERED, number)
+        rows += [{**row, "row": first_row + row["row"]} for row in encoded]
+        counts.append(len(encoded))
+        sources.append((part.source.path, first_row, ledger))
+        whole.add(ledger, first_row)
+    for warning in losses(whole, data.max_length):
+        context.reporter.warn(f"{name}: {warning}.")
+    return EncodedRows(rows, tuple(counts), whole, tuple(sources))
+
+
+def losses(ledger: Ledger, max_length: int) -> Iterator[str]:
+    """A sentence for each way in which rows were cut or left out, the filter's, which the user asked for, aside."""
+    if ledger.truncated:
+        yield (
+            f"{ledger.truncated} of {ledger.read} rows are cut at {max_length} tokens and do not learn to end: "
+            f"they lose their end-of-sequence token ({ledger.rows_named()})"
+        )
+    for reason, count in ledger.dropped.items():
+        if reason != FILTERED:
+            yield f"{count} of {ledger.read} rows are left out: {reason} ({ledger.rows_named(reason)})"
+
+
+def mixture(data: DataSection, counts: Sequence[int], seed: int) -> Mixture:
+    """How so many rows of each source make up a pass."""
+    named = [source.weight for source in data.sources]
+    weights = None if all(weight is None for weight in named) else tuple(1.0 if weight is None else weight for weight in named)
+    return Mixture(tuple(counts), weights, seed)
+
+
+def reading_order(recipe: Recipe, rows: Sequence[EncodedRow], counts: Sequence[int]) -> ReadingOrder:
+    """The order in which training reads encoded rows, packed where the recipe asks for it."""
+    lengths = [len(row["input_ids"]) for row in rows] if recipe.data.packing else None
+    return ReadingOrder(mixture(recipe.data, counts, recipe.seed), lengths, recipe.data.max_length)
+
+
+def _split(parts: list[SourceRows], fraction: float, seed: int) -> tuple[list[SourceRows], list[SourceRows]]:
+    """Rows to learn from and held-out rows, both in their order; which ones are held out depends on the seed alone."""
+    total = sum(len(part.rows) for part in parts)
+    count = max(1, round(fraction * total))
+    chosen = set(random.Random(seed).sample(range(total), count)) if count < total else set(range(total))
+    training, held_out = [], []
+    for part, first in zip(parts, accumulate((len(part.rows) for part in parts), initial=0), strict=False):
+        places = range(len(part.rows))
+        training.append(part.only((place for place in places if first + place not in chosen), part.filtered))
+        held_out.append(part.only(place for place in places if first + place in chosen))
+        if not training[-1].rows:
+            raise SokaError(
+                f"A validation fraction of {fraction:g} leaves none of {len(part.rows)} rows to learn from.",
+                where=f"data.validation.fraction, {part.source.path}",
+                hint="lower the fraction or drop data.validation",
+                exit_code=ExitCode.DATA,
+            )
+    return training, [part for part in held_out if part.rows]

@@ -2,15 +2,15 @@
 
 import math
 
+from soka_cli.data.order import ReadingOrder
 from soka_cli.recipe.schema import Recipe
 
 
-def steps_in_all(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps of a run over `rows`; the last batch of a pass may be smaller."""
-    return recipe.train.steps or math.ceil((recipe.train.epochs or 1.0) * math.ceil(rows / recipe.train.batch_size))
+def steps_in_all(recipe: Recipe, order: ReadingOrder) -> int:
+    """Optimizer steps of a run; every batch is full, the last one filled up from the next pass."""
+    return recipe.train.steps or math.ceil(order.items(recipe.train.epochs or 1.0) / recipe.train.batch_size)
 
 
-def rows_read(recipe: Recipe, rows: int) -> int:
-    """Rows that the steps of a run read: whole passes, and whole batches of the last one."""
-    passes, rest = divmod(steps_in_all(recipe, rows), math.ceil(rows / recipe.train.batch_size))
-    return passes * rows + min(rest * recipe.train.batch_size, rows)
+def items_read(recipe: Recipe, order: ReadingOrder) -> int:
+    """Rows (packs, under packing) that the steps of a run read."""
+    return steps_in_all(recipe, order) * recipe.train.batch_size

@@ -3,6 +3,7 @@
 import os
 import shlex
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from soka_cli.adapter import attach_factors
 from soka_cli.adapter.methods import peft_config
 from soka_cli.adapter.pissa import adapter_factors, attach_initial, save_converted
-from soka_cli.data.batch import Collator
+from soka_cli.data.batch import Collator, PackCollator
+from soka_cli.data.curriculum import Curriculum
 from soka_cli.data.encode import EncodedRow
+from soka_cli.data.load import SourceRows
+from soka_cli.data.order import ReadingOrder
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.apart import require_apart
 from soka_cli.models.base import load_base, load_tokenizer, pick_device
 from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.snapshot import snapshot
@@ -33,8 +38,8 @@ from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import decompose, decompose_inputs
 from soka_cli.stages.metrics import MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
-from soka_cli.stages.rows import data_inputs, encode, read_rows
-from soka_cli.stages.steps import steps_in_all
+from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, reading_order
+from soka_cli.stages.steps import items_read, steps_in_all
 from soka_cli.stages.trainer import RunTrainer
 
 STAGE = "train"
@@ -137,9 +142,10 @@ def _ensure_factors(context: StageContext) -> None:
 
 @dataclass
 class _Rows:
-    """Encoded rows to learn from and to be measured on."""
+    """Encoded rows to learn from, the order in which that is done, and those to be measured on."""
 
     training: list[EncodedRow]
+    order: ReadingOrder
     validation: list[EncodedRow]
 
 
@@ -162,9 +168,11 @@ class _Training:
         """Load, train, write the result; returns the stage's figures."""
         self.tokenizer = load_tokenizer(self.recipe.model, offline=self.context.offline)
         rows = self._rows()
-        steps = steps_in_all(self.recipe, len(rows.training))
+        steps = steps_in_all(self.recipe, rows.order)
         found = self.checkpoints.newest_intact(self.context.reporter)
         model = self._model(found[1] if found else None)
+        if self.recipe.data.packing:
+            require_apart(model)
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self._require_space(trainable)
         metrics = self._train(model, rows, steps, found)
@@ -187,11 +195,15 @@ class _Training:
 
     def _rows(self) -> _Rows:
         training, held_out = read_rows(self.context)
-        return _Rows(self._encode(training, "train"), self._encode(held_out, "validation") if held_out else [])
+        encoded = self._encode(training, "train")
+        order = reading_order(self.recipe, encoded.rows, encoded.counts)
+        if order.packed:
+            self.ledgers["packing"] = order.packing()
+        return _Rows(encoded.rows, order, self._encode(held_out, "validation").rows if held_out else [])
 
-    def _encode(self, rows: list[dict[str, Any]], name: str) -> list[EncodedRow]:
-        encoded, ledger = encode(self.context, self.tokenizer, rows, name)
-        self.ledgers[name] = ledger.to_mapping()
+    def _encode(self, parts: list[SourceRows], name: str) -> EncodedRows:
+        encoded = encode(self.context, self.tokenizer, parts, name)
+        self.ledgers[name] = encoded.to_mapping()
         return encoded
 
     # ---- model
@@ -248,15 +260,15 @@ class _Training:
             trainer = RunTrainer(
                 model=model,
                 args=self._arguments(steps, bool(rows.validation)),
-                train_dataset=rows.training,
-                eval_dataset=rows.validation or None,
-                data_collator=Collator(self.tokenizer.pad_token_id),
+                train_dataset=Curriculum(rows.training, rows.order, items_read(self.recipe, rows.order)),
+                eval_dataset=self._held_out(rows) or None,
+                data_collator=self._collator(),
                 callbacks=[StepFlow(pending)],
                 checkpoints=self.checkpoints,
                 sigma_lr=self.recipe.train.sigma_lr,
                 save_more=self._save_initial if self.initial is not None else None,
             )
-            trainer.add_callback(MetricsWriter(metrics, progress, trainer.held_out_loss if rows.validation else None))
+            trainer.add_callback(MetricsWriter(metrics, progress, self._passes(rows), trainer.held_out_loss if rows.validation else None))
             use_cache = model.config.use_cache
             if found and start >= steps:  # stopped between the last checkpoint and the result
                 trainer._load_from_checkpoint(str(found[1]))
@@ -267,6 +279,18 @@ class _Training:
                 self._say_stopped(trainer.state.global_step, steps)
                 pending.deliver()
             return metrics.rows
+
+    def _collator(self) -> Collator | PackCollator:
+        pad_id = self.tokenizer.pad_token_id
+        return PackCollator(pad_id) if self.recipe.data.packing else Collator(pad_id)
+
+    def _held_out(self, rows: _Rows) -> list[Any]:
+        """As the collator takes them: under packing each is a pack of its own."""
+        return [[row] for row in rows.validation] if self.recipe.data.packing else rows.validation
+
+    def _passes(self, rows: _Rows) -> Callable[[int], float]:
+        """Steps -> passes over the rows."""
+        return lambda step: rows.order.passes(step * self.recipe.train.batch_size)
 
     def _arguments(self, steps: int, validated: bool) -> TrainingArguments:
         train = self.recipe.train
@@ -297,6 +321,7 @@ class _Training:
             eval_steps=train.eval_every if validated else None,
             save_strategy="steps",
             save_steps=train.save_every,
+            train_sampling_strategy="sequential",
             include_num_input_tokens_seen="non_padding",
             remove_unused_columns=False,
             dataloader_pin_memory=self.device.type == "cuda",

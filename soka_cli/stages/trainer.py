@@ -38,6 +38,7 @@ class RunTrainer(Trainer):
         self.save_more = save_more
         self._staged: Path | None = None
         self._rows: list[int] = []  # data rows of the step under way
+        self._tokens: Tensor | None = None  # real tokens of a batch that has no attention mask
 
     # ---- optimizer
 
@@ -75,10 +76,18 @@ class RunTrainer(Trainer):
     # ---- steps
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self._tokens = inputs.pop("tokens", None)
         rows = inputs.pop("row", None)
         if rows is not None and self.model.training:
             self._rows.extend(rows.tolist())
         return super()._prepare_inputs(inputs)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """As transformers does; without a mask it would count padding too."""
+        if self._tokens is None:
+            super()._track_num_input_tokens(inputs)
+        else:
+            self.state.num_input_tokens_seen += int(self.accelerator.gather(self._tokens.to(self.args.device)).sum())
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         """The norm before clipping; refuses to step on a loss or gradient that is not finite."""

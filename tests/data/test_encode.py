@@ -131,6 +131,8 @@ def test_the_ledger_counts_rows_tokens_and_reasons() -> None:
         "supervised_tokens": 3,
         "longest": 7,
         "dropped": {"the target is empty": 1, "prompt or target is no text": 1, "the prompt fills max_length": 1},
+        "dropped_rows": {"the target is empty": [2], "prompt or target is no text": [3], "the prompt fills max_length": [1]},
+        "truncated_rows": [],
     }
 
 

@@ -47,7 +47,7 @@ def rows(tokenizer: Any) -> list[list[int]]:
     recipe = load_recipe("demo.yaml").recipe
     written = [problem.row for rows in demo_splits() for problem in rows]
     encoded, ledger = encode_rows(
-        tokenizer, written, source=recipe.data.train, template=recipe.data.template, max_length=recipe.data.max_length
+        tokenizer, written, source=recipe.data.sources[0], template=recipe.data.template, max_length=recipe.data.max_length
     )
     assert (ledger.used, ledger.truncated, ledger.apart) == (len(written), 0, 0)
     return [row["input_ids"] for row in encoded]

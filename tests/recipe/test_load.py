@@ -33,12 +33,12 @@ def test_a_rate_is_a_number_however_it_is_written(text: str, value: float, folde
     [("991353", 991_353), ("0.99M", 990_000), ("64k", 64_000), ("1_000", 1000), ("1.1K", 1100), ("2e3", 2000), ("1B", 10**9), ("8.0", 8)],
 )
 def test_a_count_takes_suffixes(text: str, value: int, folder: Path) -> None:
-    assert load_recipe("good", [f"data.train.rows={text}"]).recipe.data.train.rows == value
+    assert load_recipe("good", [f"data.train.rows={text}"]).recipe.data.sources[0].rows == value
 
 
 @pytest.mark.parametrize("text", ["on", "yes", "no", "1:30", "2024-01-01", "0o7"])
 def test_a_word_that_old_yaml_takes_for_something_else_is_text(text: str, folder: Path) -> None:
-    assert load_recipe("good", [f"data.train.split={text}"]).recipe.data.train.split == text
+    assert load_recipe("good", [f"data.train.split={text}"]).recipe.data.sources[0].split == text
 
 
 # ---- extends
@@ -98,7 +98,7 @@ def test_overrides_reach_sections_lists_and_free_keys(folder: Path) -> None:
     ]
     recipe = load_recipe("good", texts).recipe
     assert (recipe.train.lr, recipe.eval[0].limit, recipe.seed) == (1e-4, 10, 3)
-    assert recipe.data.train.filter == {"lang": "python"}
+    assert recipe.data.sources[0].filter == {"lang": "python"}
     assert recipe.adapter.shape_pattern == {"layers.0.v_proj": BlockShape(block=4)}
 
 
@@ -178,7 +178,7 @@ def test_paths_are_relative_to_the_file_that_writes_them(folder: Path, tmp_path_
     write(elsewhere, "recipe.yaml", text)
     recipe = load_recipe(elsewhere / "recipe.yaml", ["eval.0.path=test.jsonl"]).recipe
     assert recipe.model.name == str(elsewhere / "base")
-    assert recipe.data.train.path == str(elsewhere / "data/rows.jsonl")
+    assert recipe.data.sources[0].path == str(elsewhere / "data/rows.jsonl")
     assert recipe.eval[0].path == str(folder / "test.jsonl")
 
 
@@ -210,7 +210,7 @@ def test_every_option_that_holds_a_location_is_settled() -> None:
     """Sections' `path` fields, and the model's name."""
     with_path = {section.__name__ for section in sections() if "path" in section.model_fields}
     assert with_path == {"SourceSection", "ValidationSection", "EvalSection", "ShotsSection"}
-    assert len(LOCATIONS) == len(with_path) + 1
+    assert len(LOCATIONS) == len(with_path) + 2  # a training source stands alone or in a list
 
 
 # ---- writing back

@@ -199,9 +199,9 @@ def test_a_micro_batch_twice_as_large_keeps_twice_the_activations_and_no_more_we
 
 def test_steps_follow_from_rows_batch_and_epochs(tmp_path: Path) -> None:
     training = planned(tmp_path, "gsm8k", "train.epochs=2")["training"]
-    assert (training["rows"], training["steps"]) == (100_000, 2 * 782)
+    assert (training["rows"], training["steps"]) == (100_000, 1563)  # full batches: the second pass begins inside one
     assert training["tokens"] is None
-    assert training["tokens_at_most"] == 200_000 * 512
+    assert training["tokens_at_most"] == 1563 * 128 * 512
 
 
 def test_rows_behind_a_filter_are_not_guessed(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_local_data_and_tokenizer_give_the_exact_tokens_of_training(tmp_path: Pa
     training = planned(tmp_path, "gsm8k-train", *overrides)["training"]
     recipe = load_recipe("gsm8k-train", overrides).recipe
     encoded, ledger = encode_rows(
-        load_tokenizer(recipe.model), load_rows(str(rows)), source=recipe.data.train, template=recipe.data.template, max_length=128
+        load_tokenizer(recipe.model), load_rows(str(rows)), source=recipe.data.sources[0], template=recipe.data.template, max_length=128
     )
     assert training["rows"] == len(encoded)
     assert training["tokens"] == 2 * ledger.tokens
@@ -227,14 +227,24 @@ def test_local_data_and_tokenizer_give_the_exact_tokens_of_training(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "overrides", [("train.steps=7",), ("train.epochs=1.5",), ("train.batch_size=8", "train.epochs=3"), ("train.steps=40",)]
+    ("overrides", "steps"),
+    [
+        (("train.steps=7",), 7),
+        (("train.batch_size=8", "train.micro_batch_size=8", "train.epochs=1.5"), 5),  # 36 rows
+        (("train.batch_size=8", "train.micro_batch_size=8", "train.epochs=3"), 9),
+        (("train.batch_size=10", "train.micro_batch_size=5", "train.epochs=1"), 3),  # the last batch is filled up
+    ],
 )
-def test_planned_steps_are_those_that_training_takes(overrides: list[str]) -> None:
-    from soka_cli.stages import length, train
+def test_planned_steps_are_those_that_training_takes(overrides: tuple[str, ...], steps: int, tmp_path: Path, llama_folder: Path) -> None:
+    from soka_cli.stages.train import train
 
-    recipe = load_recipe("gsm8k-train", overrides).recipe
-    for rows in (1, 7, 8, 9, 1000):
-        assert length.steps_in_all(recipe, rows) == train.steps_in_all(recipe, rows)
+    rows = builders.gsm8k_file(tmp_path)
+    own = (f"model.name={llama_folder}", f"data.train.path={rows}", "adapter.rank={rule: fixed, value: 1}", "train.precision=fp32")
+    figures = planned(tmp_path, "gsm8k-train", *own, *overrides)["training"]
+    loaded = load_recipe("gsm8k-train", (*own, *overrides))
+    trained = train(StageContext(loaded=loaded, layout=RunLayout(tmp_path / "trained"), offline=True, device="cpu"))
+    assert figures["steps"] == trained.figures["steps"] == steps
+    assert figures["rows"] == trained.figures["rows"] == 24
 
 
 def test_a_llama_worked_out_from_its_numbers_is_the_one_that_transformers_builds(llama_folder: Path) -> None:
