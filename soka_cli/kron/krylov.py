@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from soka_cli.kron.operator import Operator
+
 VANISHED = 1e-5  # share of a unit column left after projection that is rounding noise
 
 
@@ -30,13 +32,13 @@ class KrylovSpace:
     outside the space: the next block. A space `outside` of given columns E is that of (I - E E^T) A A^T (I - E E^T).
 
     Args:
-        matrix: [a, b] fp32, a <= b for the least work.
-        scale: what the matrix is multiplied by, so that squares stay inside fp32; all figures are of the scaled matrix.
+        operator: of a matrix [a, b] fp32, a <= b for the least work, scaled so that squares stay inside fp32.
         outside: [a, e] orthonormal columns.
     """
 
-    def __init__(self, matrix: Tensor, scale: float, outside: Tensor | None = None) -> None:
-        self.matrix, self.scale = matrix, scale
+    def __init__(self, operator: Operator, outside: Tensor | None = None) -> None:
+        self.operator = operator
+        matrix = operator.matrix
         self.outside = matrix.new_empty(matrix.shape[0], 0) if outside is None else outside
         self._rows = matrix.new_empty(256, matrix.shape[0])
         self.size = 0
@@ -54,14 +56,9 @@ class KrylovSpace:
         """Add orthonormal columns [a, w] that are orthogonal to the space; `following` is then where the next block lies."""
         width = block.shape[1]
         self._append(block)
-        returned = self.matrix @ (self.matrix.T @ block * self.scale) * self.scale  # (a, w)
-        basis = self.basis
-        coefficients = torch.zeros(self.size, width, dtype=torch.float64)
-        for _ in range(2):
-            part = basis.T @ returned  # (size, w)
-            returned = returned - basis @ part
-            returned = self._off_outside(returned)
-            coefficients += part.cpu().double()
+        returned = self.operator.times(self.operator.turned_times(block))  # (a, w)
+        self.following, triangle, inside = self._orthonormal(returned, generator)
+        coefficients = inside.cpu().double()
         grown = torch.zeros(self.size, self.size, dtype=torch.float64)
         grown[:-width, :-width] = self.projected
         grown[:, -width:] = coefficients
@@ -69,24 +66,32 @@ class KrylovSpace:
         corner = grown[-width:, -width:]
         grown[-width:, -width:] = (corner + corner.T) / 2
         self.projected = grown
-        self.following, triangle = self.orthonormal(returned, generator)
         self.leading_out = torch.cat([torch.zeros(width, self.size - width, dtype=torch.float64), triangle.cpu().double()], 1)
         self.steps += 1
 
     def orthonormal(self, block: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """X, R with X R = the block projected out of the space, X orthonormal; random columns stand in where it vanished."""
+        columns, triangle, _ = self._orthonormal(block, generator)
+        return columns, triangle
+
+    def _orthonormal(self, block: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """X, R and the part that lies in the space, P [size, w]: the block is Q P + X R, but for what lies in `outside`.
+
+        Projected, orthonormalised and both once more, which is enough: what is left in the space after the first time is rounding, by
+        as much larger as columns shrank, at most 1 / VANISHED.
+        """
         norms = block.norm(dim=0).clamp(min=torch.finfo(block.dtype).tiny)
-        columns, triangle = torch.linalg.qr(self._off(block / norms))
-        inside = triangle.diagonal().abs() < VANISHED
-        if bool(inside.any()):
-            fresh = random_block(self.matrix, block.shape[1], generator)
-            columns = torch.where(inside, fresh, columns)
-            triangle = torch.where(inside[:, None], torch.zeros_like(triangle), triangle)
-            columns, _ = torch.linalg.qr(self._off(columns))
-        for _ in range(2):
-            columns, again = torch.linalg.qr(self._off(columns))
-            triangle = again @ triangle
-        return columns, triangle * norms
+        part = self.basis.T @ block  # (size, w)
+        columns, triangle = torch.linalg.qr(self._off_outside(block - self.basis @ part) / norms)
+        vanished = triangle.diagonal().abs() < VANISHED
+        if bool(vanished.any()):
+            fresh = random_block(self.operator.matrix, block.shape[1], generator)
+            columns, turned = torch.linalg.qr(self._off(torch.where(vanished, fresh, columns)))
+            triangle = turned @ torch.where(vanished[:, None], torch.zeros_like(triangle), triangle)
+        missed = self.basis.T @ columns
+        columns, again = torch.linalg.qr(self._off_outside(columns - self.basis @ missed))
+        triangle = triangle * norms
+        return columns, again @ triangle, part + missed @ triangle
 
     def ritz_values(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues of T, descending, and its eigenvectors [size, size] in that order."""

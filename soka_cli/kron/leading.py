@@ -8,6 +8,7 @@ from torch import Tensor
 
 from soka_cli.kron.certificate import MAXIMUM_PROBES, degree_needed, excess, largest_allowed_beyond, upper_values
 from soka_cli.kron.krylov import KrylovSpace, random_block
+from soka_cli.kron.operator import Operator
 
 Settled = Callable[[Tensor, Tensor, float], bool]
 """Whether singular values [count] with error bounds [count] and the total energy answer the caller's question."""
@@ -76,7 +77,8 @@ class LeadingSearch:
         self.width = BLOCK if count <= 3 * BLOCK // 2 else 2 * BLOCK
         self.scale = 1.0 / float(torch.stack(torch.aminmax(matrix)).abs().max())
         self.total_energy, self.energy = energy, energy * self.scale**2  # of the matrix, and of the scaled one
-        self.space = KrylovSpace(matrix, self.scale)
+        self.operator = Operator(matrix, self.scale)
+        self.space = KrylovSpace(self.operator)
         self.most_columns = min(min(matrix.shape) - self.width, max(MOST_COLUMNS, 4 * (count + self.width)))
         self.block, _ = self.space.orthonormal(random_block(matrix, self.width, self.generator), self.generator)
         self.next_look = FIRST_LOOK
@@ -105,8 +107,10 @@ class LeadingSearch:
             self.block = self.space.following
             if self.space.steps >= self.next_look and self.space.size >= self.count + self.width:
                 since = max(2, self.space.steps // 10)
-                self.next_look = self.space.steps + since
-                if (candidate := self._promising(since)) is not None:
+                candidate = self._promising(since)
+                hopeless = self.needed_before == float("inf")
+                self.next_look = self.space.steps + (max(2, self.space.steps // 4) if hopeless else since)
+                if candidate is not None:
                     return candidate
         return None
 
@@ -219,8 +223,8 @@ class LeadingSearch:
         values = projected.diagonal()[: self.count]
         room = largest_allowed_beyond(projected, gram, self._limits(values))
         deflated, _ = torch.linalg.qr(deflated)
-        probe = KrylovSpace(self.matrix, self.scale, outside=deflated)
-        start = self.matrix @ random_block(self.matrix.T, BLOCK, self.generator) * self.scale
+        probe = KrylovSpace(self.operator, outside=deflated)
+        start = self.operator.times(random_block(self.matrix.T, BLOCK, self.generator))
         block, triangle = probe.orthonormal(start, self.generator)
         moment = float(torch.linalg.matrix_norm(triangle, 2)) ** 2
         rounding = 4 * torch.finfo(self.matrix.dtype).eps * self.energy**0.5

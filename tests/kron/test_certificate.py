@@ -9,6 +9,7 @@ from torch import Tensor
 from soka_cli.kron import certificate
 from soka_cli.kron.certificate import MISS_PROBABILITY, degree_needed, excess, largest_allowed_beyond, least_square, upper_values
 from soka_cli.kron.krylov import KrylovSpace
+from soka_cli.kron.operator import Operator
 
 
 def operator(spectrum: Tensor, seed: int) -> Tensor:
@@ -82,7 +83,7 @@ def test_what_a_block_shows_of_a_norm_obeys_the_inequality_behind_the_excess(nam
     generator = torch.Generator().manual_seed(seed)
     factor = operator(SPECTRA[name].sqrt(), seed=7)  # N = B B^T with B symmetric
     gaussian = torch.randn(120, 3, generator=generator, dtype=torch.float64)
-    space = KrylovSpace(factor, 1.0)
+    space = KrylovSpace(Operator(factor, 1.0))
     block, triangle = space.orthonormal(factor @ gaussian, generator)
     moment = float(torch.linalg.matrix_norm(triangle, 2)) ** 2
     values, vectors = torch.linalg.eigh(factor @ factor)
@@ -102,7 +103,7 @@ def test_the_excess_is_what_the_norm_may_hide_behind_a_block_as_unlucky_as_allow
     root = torch.diag(spectrum.sqrt())
     gaussian = torch.randn(200, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gaussian[-1] *= sqrt(least_square(4)) / gaussian[-1].norm()
-    space, generator = KrylovSpace(root, 1.0), torch.Generator().manual_seed(0)
+    space, generator = KrylovSpace(Operator(root, 1.0)), torch.Generator().manual_seed(0)
     block, triangle = space.orthonormal(root @ gaussian, generator)
     moment = float(torch.linalg.matrix_norm(triangle, 2)) ** 2
     for degree in range(5):

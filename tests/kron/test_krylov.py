@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from soka_cli.kron.krylov import KrylovSpace, random_block
+from soka_cli.kron.operator import Operator
 
 SCALE = 0.25
 
 
 def grown(matrix: Tensor, steps: int, outside: Tensor | None = None) -> KrylovSpace:
     generator = torch.Generator().manual_seed(0)
-    space = KrylovSpace(matrix, SCALE, outside)
+    space = KrylovSpace(Operator(matrix, SCALE), outside)
     block, _ = space.orthonormal(random_block(matrix, 8, generator), generator)
     for _ in range(steps):
         space.extend(block, generator)
