@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 UnsafeExecution = Annotated[bool, typer.Option("--unsafe-execution", help="Run model-written programs even where nothing isolates them.")]
 
+Backend = Annotated[Literal["hf", "vllm"], typer.Option("--backend", help="Who answers: transformers here, or a server.")]
+ServerUrl = Annotated[
+    str | None, typer.Option("--url", metavar="URL", help="Address of an OpenAI-compatible server, e.g. http://localhost:8000/v1.")
+]
+ServedName = Annotated[str | None, typer.Option("--served-model", metavar="NAME", help="The model's name there (default: its only one).")]
+
 app = typer.Typer(
     name="soka",
     help="Fine-tune language models with SoKA: factors from the Kronecker SVD of each weight, ranks from its spectrum.",
@@ -93,7 +99,16 @@ def train(request: Request, reporter: "Reporter") -> "Outcome":
     return stage(context)
 
 
-@verb(app, "eval", examples=("soka eval", "soka eval --model adapter --show 5", "soka eval --model ./my-model eval.0.limit=100"))
+@verb(
+    app,
+    "eval",
+    examples=(
+        "soka eval",
+        "soka eval --model adapter --show 5",
+        "soka eval --model ./my-model eval.0.limit=100",
+        "soka eval --model merged --backend vllm --url http://localhost:8000/v1",
+    ),
+)
 def evaluate(
     request: Request,
     reporter: "Reporter",
@@ -101,16 +116,22 @@ def evaluate(
         str | None,
         typer.Option("--model", metavar="base|adapter|merged|FOLDER", help="What to judge (default: all three that exist)."),
     ] = None,
+    backend: Backend = "hf",
+    url: ServerUrl = None,
+    served_model: ServedName = None,
     show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Show N wrong and N right answers.")] = 0,
     unsafe_execution: UnsafeExecution = False,
 ) -> "Outcome":
     """Ask the benchmarks and judge the answers; goes on where it stopped."""
+    from soka_cli.stages.server_choice import ServerChoice
+
+    server = ServerChoice.of(backend, url, served_model)
     context = replace(request.context(reporter, last_run=True), unsafe_execution=unsafe_execution)
     from soka_cli.stages.evaluate import evaluate as stage
 
     kinds = None if model is None else [model] if model in ("base", "adapter", "merged") else []
     folder = Path(model) if model is not None and not kinds else None
-    return stage(context, kinds=kinds, folder=folder, show=show)
+    return stage(context, kinds=kinds, folder=folder, show=show, server=server)
 
 
 @verb(
@@ -138,7 +159,11 @@ def score(
 @verb(
     app,
     "generate",
-    examples=("soka generate -d runs/demo --prompt 'Question: ...'", "echo 'Question: ...' | soka generate"),
+    examples=(
+        "soka generate -d runs/demo --prompt 'Question: ...'",
+        "echo 'Question: ...' | soka generate",
+        "soka generate -d runs/demo --backend vllm --url http://localhost:8000/v1 --prompt 'Question: ...'",
+    ),
     without=("force",),
 )
 def generate(
@@ -146,13 +171,19 @@ def generate(
     reporter: "Reporter",
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to answer; repeatable (default: stdin).")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 256,
+    backend: Backend = "hf",
+    url: ServerUrl = None,
+    served_model: ServedName = None,
 ) -> "Outcome":
-    """Answer a prompt with the base and the adapter side by side."""
+    """Answer a prompt with the base and the adapter side by side, or with a server's model."""
+    from soka_cli.stages.server_choice import ServerChoice
+
+    server = ServerChoice.of(backend, url, served_model)
     context = request.context(reporter, last_run=True)
     from soka_cli.stages.generate import generate as stage
 
     prompts = prompt or [typer.get_text_stream("stdin").read().rstrip("\n")]
-    return stage(context, prompts=prompts, max_new_tokens=max_new_tokens)
+    return stage(context, prompts=prompts, max_new_tokens=max_new_tokens, server=server)
 
 
 @verb(app, "merge", examples=("soka merge", "soka merge -d runs/gsm8k --check weights"))

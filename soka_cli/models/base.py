@@ -14,6 +14,9 @@ from soka_cli.models.checkpoint import Checkpoint, base_error
 from soka_cli.models.skeleton import model_class, read_config
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.schema import ModelSection
+from soka_cli.run.digest import file_digest, json_digest
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 
 
 def pick_device(choice: str) -> str:
@@ -80,6 +83,12 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             why=f"{type(error).__name__}: {str(error).strip()[:300]}",
             hint="copy tokenizer.json and tokenizer_config.json (or tokenizer.model) from the model's source into the folder",
         ) from None
+
+
+def tokenizer_digest(section: ModelSection, *, offline: bool = False) -> str:
+    """sha256 over the files that make the base's tokenizer, wherever they lie."""
+    folder = snapshot(section.name, revision=section.revision, offline=offline, weights=False)
+    return json_digest({path.name: file_digest(path) for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))})
 
 
 def load_base(section: ModelSection, *, device: str = "cpu", offline: bool = False) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from soka_cli.models.base import tokenizer_digest
 from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
@@ -22,28 +23,37 @@ from soka_cli.stages.judged_model import JudgedModel, choose_models
 from soka_cli.stages.local_answerer import LocalAnswerers
 from soka_cli.stages.outcome import Outcome
 from soka_cli.stages.scores import Prediction, check_predictions, summarise
+from soka_cli.stages.served_answerer import ServedAnswerers
+from soka_cli.stages.server_choice import ServerChoice
 
 Scores = dict[str, Any]
 
 
-def evaluate(context: StageContext, kinds: Sequence[str] | None = None, folder: Path | None = None, show: int = 0) -> Outcome:
+def evaluate(
+    context: StageContext,
+    kinds: Sequence[str] | None = None,
+    folder: Path | None = None,
+    show: int = 0,
+    server: ServerChoice | None = None,
+) -> Outcome:
     """Every eval entry of the recipe, asked of each chosen model.
 
     Args:
         kinds: of base, adapter, merged; None takes those that exist.
         folder: a model or adapter folder from anywhere, judged as kind other.
         show: wrong and right answers shown of each, in items.
+        server: who answers in the models' place; without `kinds` its model is of kind other.
 
     Raises:
         SokaError: exit 4 for the data, 5 for a stale or damaged run - both before a model is loaded;
-            3 for a base model that can't be had, or programs that
-            nothing here isolates, 6 where memory or disk runs out.
+            3 for a base model or a server that can't be had, or programs that nothing here isolates, 6 where memory or disk runs out.
     """
     exams = prepare_exams(context.recipe, offline=context.offline)
     require_isolation(exams, context)
+    served = ServedAnswerers(context, server) if server is not None else None
     with RunLock(context.layout.lock, context.command):
-        models = choose_models(context, kinds, folder)
-        answerers = LocalAnswerers(context)
+        models = choose_models(context, kinds, folder, served.model.name if served is not None else None)
+        answerers = served or LocalAnswerers(context)
         sittings = [Sitting(context, exam, model, answerers).hold() for model in models for exam in exams]
         return outcome(context, exams, sittings, show)
 
@@ -74,22 +84,31 @@ class Sitting:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the answers depend on; the base by its content, so that a run directory can move to where it lies elsewhere."""
-        section = self.context.recipe.model
-        model = {name: value for name, value in to_mapping(self.context.recipe)["model"].items() if name not in ("name", "revision")}
-        on_base = self.model.model_sha256 is None
-        folder = snapshot(section.name, revision=section.revision, offline=self.context.offline) if on_base else None
+        """What the answers depend on, by content, so that a run directory can move to where the base lies elsewhere."""
         return {
             "entry": self.exam.inputs,
             "template_sha256": self.exam.template_sha256,
             "protocol_sha256": self.exam.protocol.sha256,
             "data_sha256": self.exam.data_sha256,
             "shots_sha256": self.exam.shots_sha256,
-            "model": model,
-            "base": Checkpoint(folder).digest if folder is not None else None,
             "adapter_sha256": self.model.adapter_sha256,
             "model_sha256": self.model.model_sha256,
+            **(self._loaded if self.model.served is None else self._served),
         }
+
+    @property
+    def _loaded(self) -> dict[str, Any]:
+        """How the base is loaded, and which it is."""
+        section = self.context.recipe.model
+        model = {name: value for name, value in to_mapping(self.context.recipe)["model"].items() if name not in ("name", "revision")}
+        on_base = self.model.model_sha256 is None
+        folder = snapshot(section.name, revision=section.revision, offline=self.context.offline) if on_base else None
+        return {"model": model, "base": Checkpoint(folder).digest if folder is not None else None}
+
+    @property
+    def _served(self) -> dict[str, Any]:
+        """The model by the name that the server gives it, and the tokenizer whose ids it is sent; no weights are needed here."""
+        return {"served": self.model.served, "tokenizer_sha256": tokenizer_digest(self.context.recipe.model, offline=self.context.offline)}
 
     def hold(self) -> "Sitting":
         """Ask what has not been answered yet and write scores.json; reads it where all is done."""
@@ -141,7 +160,7 @@ class Sitting:
             "protocol": exam.protocol.name,
             "model": self.model.kind,
             "name": exam.name,
-            "model_name": str(self.model.folder) if self.model.kind == "other" else recipe.model.name,
+            "model_name": self.model.served or str(self.model.folder) if self.model.kind == "other" else recipe.model.name,
             **summarise(rows, exam.metrics, {example.id: example.groups for example in exam.examples}),
             "template_sha256": exam.template_sha256,
             "protocol_sha256": exam.protocol.sha256,

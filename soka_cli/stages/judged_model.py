@@ -1,9 +1,9 @@
 """The models that a run can be asked about: base, adapter, merged, or any folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from safetensors import SafetensorError
 
@@ -27,6 +27,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 class JudgedModel:
     """One model to ask. The base is loaded by the recipe; then `folder`, if any, is put over it (`is_adapter`) or taken instead.
 
+    `served` is the name under which a server is said to serve it; it is then not loaded here.
     `adapter_sha256` is that of the adapter's weights (for merged: of the adapter that was merged), None for the base;
     `model_sha256` that of a whole model folder, None where there is none.
     """
@@ -36,14 +37,19 @@ class JudgedModel:
     is_adapter: bool = False
     adapter_sha256: str | None = None
     model_sha256: str | None = None
+    served: str | None = None
 
 
-def choose_models(context: StageContext, kinds: Sequence[str] | None, folder: Path | None) -> list[JudgedModel]:
+def choose_models(context: StageContext, kinds: Sequence[str] | None, folder: Path | None, served: str | None = None) -> list[JudgedModel]:
     """The models to ask, in the order base, adapter, merged, other; `kinds` None takes all of the first three that exist.
+
+    Where a server serves the model (`served`, its name there), `kinds` is the user's word for what that is, None other.
 
     Raises:
         SokaError: exit 2 for an unknown kind; exit 5 where one is missing, damaged or stale; exit 3 for a folder that holds no model.
     """
+    if served is not None:
+        return [served_model(context, kind, served, folder) for kind in kinds or ("other",)]
     wanted = list(kinds) if kinds is not None else [] if folder is not None else existing_kinds(context)
     if folder is not None and "other" not in wanted:
         wanted.append("other")
@@ -55,6 +61,18 @@ def choose_models(context: StageContext, kinds: Sequence[str] | None, folder: Pa
             exit_code=ExitCode.USAGE,
         )
     return [find_model(context, kind, folder) for kind in KINDS if kind in wanted]
+
+
+def served_model(context: StageContext, kind: str, served: str, folder: Path | None) -> JudgedModel:
+    """What a server serves, with the digests of the run's own model of that kind. Exit 2 for a folder: a server has its model loaded."""
+    if folder is not None or kind not in KINDS:
+        raise SokaError(
+            f"A server's model is not chosen by --model {folder or kind}.",
+            where="--model",
+            hint="--served-model NAME chooses among those it serves; --model base, adapter or merged says which of the run's that is",
+            exit_code=ExitCode.USAGE,
+        )
+    return replace(JudgedModel("other") if kind == "other" else find_model(context, cast(Kind, kind), None), served=served)
 
 
 def existing_kinds(context: StageContext) -> list[str]:

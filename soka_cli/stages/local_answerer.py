@@ -20,7 +20,7 @@ class LocalAnswerers:
     def __init__(self, context: StageContext) -> None:
         self.reporter = context.reporter
         self.shelf = ModelShelf(context)
-        self.settings = {"dtype": context.recipe.model.dtype}
+        self.settings = {"backend": "hf", "dtype": context.recipe.model.dtype}
 
     @property
     def where(self) -> str:
