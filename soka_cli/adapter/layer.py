@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from soka_cli.adapter.config import SokaConfig
 from soka_cli.adapter.start import Start, make_start
-from soka_cli.kron import KronFactors, KronShape, KronSum, balanced, kron_dense, kron_linear
+from soka_cli.kron import KronFactors, KronShape, KronSum, balanced, kron_dense, kron_difference, kron_linear
 from soka_cli.recipe.schema import DATA_INITS
 
 TRAINED = ("soka_U", "soka_V", "soka_sigma")
@@ -164,14 +164,8 @@ class SokaLayer(BaseTunerLayer):
         return KronFactors(self.soka_start_U[adapter_name], self.soka_start_V[adapter_name], self.soka_start_sigma[adapter_name])
 
     def _difference(self, adapter_name: str) -> tuple[KronSum, KronSum]:
-        """K(theta) - K(theta0) as two Kronecker sums of (left, right, sigma), each exactly zero at the start.
-
-        sigma U (x) V - sigma0 U0 (x) V0 = (sigma U - sigma0 U0) (x) V + sigma0 U0 (x) (V - V0). The parameters are subtracted,
-        not the two large products, so nothing cancels when the products are rounded to bf16.
-        """
-        now, start = self.factors(adapter_name), self.start_factors(adapter_name)
-        left = now.sigma[:, None, None] * now.left - start.sigma[:, None, None] * start.left
-        return (left, now.right, torch.ones_like(start.sigma)), (start.left, now.right - start.right, start.sigma)
+        """K(theta) - K(theta0) as two Kronecker sums."""
+        return kron_difference(self.factors(adapter_name), self.start_factors(adapter_name))
 
     def _held(self, adapter_names: list[str]) -> list[str]:
         return [name for name in adapter_names if name in self.soka_U]

@@ -186,19 +186,22 @@ def generate(
     return stage(context, prompts=prompts, max_new_tokens=max_new_tokens, server=server)
 
 
-@verb(app, "merge", examples=("soka merge", "soka merge -d runs/gsm8k --check weights"))
+@verb(app, "merge", examples=("soka merge", "soka merge -d runs/gsm8k --check weights --dtype float16"))
 def merge(
     request: Request,
     reporter: "Reporter",
     check: Annotated[
         Literal["logits", "weights"], typer.Option("--check", help="Compare stored weights only, or both models' logits too.")
     ] = "logits",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option("--dtype", help="Type of the merged weights (default: the base's).")
+    ] = None,
 ) -> "Outcome":
     """Write base plus adapter as an ordinary model folder, read back and compared."""
     context = request.context(reporter, last_run=True)
     from soka_cli.stages.merge import merge as stage
 
-    return stage(context, check=check)
+    return stage(context, check=check, dtype=dtype)
 
 
 @verb(app, "report", examples=("soka report", "soka report -d runs/gsm8k"), without=("device",))

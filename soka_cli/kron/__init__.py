@@ -2,7 +2,7 @@
 
 from soka_cli.kron.allocate import Allotment, Bid, allocate, allocate_evenly, refuse_too_little
 from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, first_non_finite, module_seed
-from soka_cli.kron.product import KronSum, factored_is_cheaper, kron_dense, kron_linear, kron_product
+from soka_cli.kron.product import KronSum, factored_is_cheaper, kron_dense, kron_difference, kron_linear, kron_product
 from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
 from soka_cli.kron.rearrange import rearrange, restore
 from soka_cli.kron.search import ShapeCandidate, ShapeSearch, search_budget, search_shape
@@ -36,6 +36,7 @@ __all__ = [
     "factored_is_cheaper",
     "first_non_finite",
     "kron_dense",
+    "kron_difference",
     "kron_linear",
     "kron_product",
     "leading_triplets",

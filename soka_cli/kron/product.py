@@ -2,8 +2,10 @@
 
 from math import prod
 
+import torch
 from torch import Tensor
 
+from soka_cli.kron.factors import KronFactors
 from soka_cli.kron.rearrange import restore
 from soka_cli.kron.shape import KronShape
 
@@ -78,3 +80,13 @@ def kron_dense(left: Tensor, right: Tensor, sigma: Tensor) -> Tensor:
     _, p, q = right.shape
     rearranged = (sigma[:, None] * left.reshape(rank, m * n)).T @ right.reshape(rank, p * q)  # (m*n, p*q)
     return restore(rearranged, KronShape(m, n, p, q))
+
+
+def kron_difference(now: KronFactors, start: KronFactors) -> tuple[KronSum, KronSum]:
+    """K(theta) - K(theta0) as two Kronecker sums, each exactly zero where the two are equal.
+
+    sigma U (x) V - sigma0 U0 (x) V0 = (sigma U - sigma0 U0) (x) V + sigma0 U0 (x) (V - V0). The parameters are subtracted,
+    not the two large products, so nothing cancels when the products are rounded to bf16.
+    """
+    left = now.sigma[:, None, None] * now.left - start.sigma[:, None, None] * start.left
+    return (left, now.right, torch.ones_like(start.sigma)), (start.left, now.right - start.right, start.sigma)

@@ -11,42 +11,13 @@ from transformers.utils import logging
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.checkpoint import Checkpoint, base_error
+from soka_cli.models.device import pick_device as pick_device
 from soka_cli.models.skeleton import model_class, read_config
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.schema import ModelSection
 from soka_cli.run.digest import file_digest, json_digest
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
-
-
-def pick_device(choice: str) -> str:
-    """`auto` (the first GPU, else the CPU), `cpu` or `cuda[:k]` as a torch device name.
-
-    Raises:
-        SokaError: exit 3, where that GPU is not there; exit 2, where the text is none of these.
-    """
-    name, _, index = choice.partition(":")
-    if choice == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if choice == "cpu":
-        return "cpu"
-    if name != "cuda" or (":" in choice and not index.isdecimal()):
-        raise SokaError(
-            f"there is no kind of device called {choice}",
-            where="--device",
-            hint="--device auto, --device cpu or --device cuda:0",
-            exit_code=ExitCode.USAGE,
-        )
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(index or 0) >= count:
-        raise SokaError(
-            f"device {choice} is not there",
-            where="--device",
-            why=f"torch {torch.__version__} sees {count} GPUs",
-            hint="--device auto takes what there is; `soka doctor` shows it",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
-    return choice
 
 
 def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTrainedTokenizerBase:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from soka_cli.errors import ExitCode, SokaError
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 Read = TypeVar("Read")
 SAMPLE_BYTES = 4096
@@ -162,6 +163,14 @@ class Checkpoint:
         shard = self.folder / entry.shard
         return _guarded(shard, lambda: _read(shard, entry)).view(dtype).reshape(entry.shape)
 
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows `first` to `last` (excluded) of a tensor along its first dimension; memory is theirs alone."""
+        entry, dtype = self._entries[name], self.dtype(name)
+        width = (entry.end - entry.start) // max(entry.shape[0], 1)  # bytes of a row
+        part = replace(entry, start=entry.start + first * width, end=entry.start + last * width)
+        shard = self.folder / entry.shard
+        return _guarded(shard, lambda: _read(shard, part)).view(dtype).reshape(last - first, *entry.shape[1:])
+
     @property
     def parameters(self) -> int:
         """Entries of all tensors."""
@@ -183,7 +192,7 @@ class Checkpoint:
         Other weights under the same names give another digest (training moves every tensor); an edit in the middle of
         one tensor alone is not seen. Independent of the folder, the shards and the machine.
         """
-        seen = hashlib.sha256((self.folder / "config.json").read_bytes())
+        seen = hashlib.sha256((self.folder / CONFIG_FILE).read_bytes())
         for name in sorted(self._entries):
             entry = self._entries[name]
             seen.update(f"\n{name} {entry.dtype} {entry.shape}\n".encode())

@@ -69,6 +69,11 @@ class StoredWeight:
         return {self.tensors[0]: parameters[self.target.weight_name]}
 
     @property
+    def is_plain(self) -> bool:
+        """Whether one stored tensor is the weight, as the layer holds it."""
+        return True
+
+    @property
     def unwritable(self) -> str:
         """Why other values cannot be written in the weight's place; empty where they can."""
         return ""
@@ -120,6 +125,10 @@ class ConvertedWeight(StoredWeight):
 
     def join(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.conversion.back(parameters)
+
+    @property
+    def is_plain(self) -> bool:
+        return False
 
     @property
     def unwritable(self) -> str:

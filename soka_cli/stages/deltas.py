@@ -14,10 +14,12 @@ from torch import Tensor
 
 import soka_cli.adapter  # noqa: F401 - registers SoKA with PEFT
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.models.skeleton import skeleton
+from soka_cli.models.checkpoint import Checkpoint
+from soka_cli.models.skeleton import refuse_tied, skeleton, target
+from soka_cli.models.weights import StoredWeight, stored_weights
+from soka_cli.stages.adapter_file import CONFIG, WEIGHTS
+from soka_cli.stages.updates import DenseUpdate, Update
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 ADAPTER = "default"
 BEYOND_MATRICES = ("modules_to_save", "use_dora", "lora_bias", "trainable_token_indices", "target_parameters")
 
@@ -52,10 +54,42 @@ class Deltas:
         """The adapted modules' names in the transformers model."""
         return list(self._layers)
 
+    def update(self, module: str) -> Update:
+        """The same, for those who take it in rows."""
+        return DenseUpdate(self.delta(module))
+
     @torch.no_grad()
     def delta(self, module: str) -> Tensor:
         """What is added to the module's weight, in fp32, laid out as the weight is stored."""
         return self._layers[module].get_delta_weight(ADAPTER).float()
+
+
+def placed_deltas(adapter: Path, base: Checkpoint) -> tuple[Deltas, list[StoredWeight]]:
+    """What an adapter adds, and where in the base's files the weights lie that it adds to.
+
+    Raises:
+        SokaError: exit 5 where adapter and base do not fit, exit 2 for a weight tied to the embedding, or without a place of its own.
+    """
+    deltas = Deltas(adapter, base.folder)
+    empty = skeleton(base.folder)
+    wanted = [target(empty, name) for name in deltas.modules]
+    refuse_tied(wanted)
+    weights = list(stored_weights(empty, base, wanted).values())
+    refuse_unwritable(weights)
+    return deltas, weights
+
+
+def refuse_unwritable(weights: Iterable[StoredWeight]) -> None:
+    """Exit 2, before anything is written, where the base's files have no place for a merged weight."""
+    for weight in weights:
+        if reason := weight.unwritable:
+            raise SokaError(
+                f"the adapter cannot be merged into this base: {weight.target.name} has no place of its own in its files",
+                where=weight.where,
+                why=reason,
+                hint="train on the float model that this base was made from, and merge into that",
+                exit_code=ExitCode.USAGE,
+            )
 
 
 def _stay(adapter_name: str, device: torch.device | None = None) -> None:

@@ -14,11 +14,13 @@ from soka_cli.stages.outcome import Cell, Outcome, Table
 
 if TYPE_CHECKING:
     from soka_cli.models.checkpoint import Checkpoint
+    from soka_cli.stages.parity import Parity
 
 Check = Literal["logits", "weights"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-def merge(context: StageContext, check: Check = "logits") -> Outcome:
+def merge(context: StageContext, check: Check = "logits", dtype: Dtype | None = None) -> Outcome:
     """Write merge/model and merge/parity.json: W + K(theta) - K(theta0) in fp32 from the pristine base, rounded once.
 
     Always from the base checkpoint, never from a merged one, so nothing is added twice. Method full has nothing to add:
@@ -26,24 +28,25 @@ def merge(context: StageContext, check: Check = "logits") -> Outcome:
 
     Args:
         check: weights compares what was stored with what should be; logits also asks both models (needs memory for the model in fp32).
+        dtype: type that all floating tensors are stored in; None keeps the base's.
 
     Raises:
         SokaError: exit 5 (no adapter, or one that does not fit the base), 6 (disk, memory), 8 (a comparison failed).
     """
     if context.recipe.adapter.method == "full":
         return merge_full(context)
-    from soka_cli.models.base import pick_device
     from soka_cli.models.checkpoint import Checkpoint
+    from soka_cli.models.device import pick_device
     from soka_cli.models.snapshot import snapshot
 
     device = pick_device(context.device)
     layout, section = context.layout, context.recipe.model
     require_trained(context, layout.adapter / "adapter_config.json")
     base = Checkpoint(snapshot(section.name, revision=section.revision, offline=context.offline))
-    inputs = {"adapter_sha256": folder_digest(layout.adapter), "base": base.digest}
+    inputs = {"adapter_sha256": folder_digest(layout.adapter), "base": base.digest} | ({"dtype": dtype} if dtype else {})
     with opened(context, inputs) as stage:
         if not stage.done:
-            parity = merged_model(context, base, device, check)
+            parity = merged_model(context, base, device, check, dtype)
             write_json(layout.parity, parity)
             stage.finish([layout.merged_model, layout.parity], {"device": device, "check": check})
     return outcome(context, "already done" if stage.done else "done")
@@ -74,23 +77,26 @@ def require_trained(context: StageContext, path: Path) -> None:
         )
 
 
-def merged_model(context: StageContext, base: "Checkpoint", device: str, check: Check) -> dict[str, Any]:
-    """Write, read back and compare aside; the folder gets its name only when all of it agrees. Returns parity.json."""
+def merged_model(context: StageContext, base: "Checkpoint", device: str, check: Check, dtype: Dtype | None) -> dict[str, Any]:
+    """Write, read back and compare aside; the folder gets its name only when all of it agrees. Returns parity.json.
+
+    transformers and PEFT are imported after the weights are written, unless base or adapter needs them: the pass over the weights
+    takes torch's memory and a little more.
+    """
     from soka_cli.stages.merging import Merge, needed_bytes, read_back, write_model
-    from soka_cli.stages.parity import compare, require_memory
 
     layout, reporter = context.layout, context.reporter
-    needed = needed_bytes(base)
+    needed = needed_bytes(base, dtype)
     require_space(layout.merged_model, needed)
     if check == "logits":
         require_memory(base.parameters, device)
-    work = Merge.of(base, layout.adapter)
+    work = Merge.of(base, layout.adapter, dtype)
     with atomic_folder(layout.merged_model, needed=needed) as folder:
-        with reporter.task("merge", total=len(work.stored), unit="weights") as task:
+        with reporter.task("merge", total=len(base.names), unit="weights") as task:
             write_model(work, folder, task)
-        with reporter.task("read back", total=len(work.stored), unit="weights") as task:
+        with reporter.task("read back", total=len(base.names), unit="weights") as task:
             error = read_back(work, folder, task)
-        found = compare(context, folder, work.dtype, device) if check == "logits" else None
+        found = logits_compared(context, folder, work.dtype, device) if check == "logits" else None
     return {
         "max_abs_weight_error": error,
         "max_abs_logit_error": found.max_abs_logit_error if found else None,
@@ -98,8 +104,29 @@ def merged_model(context: StageContext, base: "Checkpoint", device: str, check: 
         "dtype": work.dtype,
         "logit_tolerance": found.tolerance if found else None,
         "positions": found.positions if found else None,
-        "modules": len(work.deltas.modules),
+        "modules": work.modules,
     }
+
+
+def logits_compared(context: StageContext, folder: Path, dtype: str, device: str) -> "Parity":
+    from soka_cli.stages.parity import compare
+
+    return compare(context, folder, dtype, device)
+
+
+def require_memory(parameters: int, device: str) -> None:
+    """Refuse early (exit 6) where one copy of the model in fp32, 4 bytes a parameter, does not fit on the device."""
+    from soka_cli.models.device import free_memory
+
+    needed = 4 * parameters
+    free = free_memory(device)
+    if free is not None and free < needed:
+        raise SokaError(
+            f"comparing logits needs {needed} bytes of memory for the model in fp32, {free} are free",
+            where=device,
+            hint="soka merge --check weights compares the stored weights alone; or take another --device",
+            exit_code=ExitCode.RESOURCES,
+        )
 
 
 def merge_full(context: StageContext) -> Outcome:

@@ -14,7 +14,6 @@ from soka_cli.data.encode import encode_prompt
 from soka_cli.data.load import load_rows, load_source
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.base import load_base, load_folder, load_tokenizer
-from soka_cli.run.resources import available_memory
 from soka_cli.stages.context import StageContext
 from soka_cli.tasks.base import task_named
 from soka_cli.tasks.protocol import protocol_named
@@ -43,24 +42,6 @@ def tolerated_share(dtype: str) -> float:
     """Largest logit difference that is let pass, as a share of the largest logit: 8 machine epsilons of the stored type
     (0.0625 for bfloat16, 0.0078 for float16), at least 1e-4 (float32)."""
     return max([ARITHMETIC, *(ROUNDINGS * torch.finfo(getattr(torch, name)).eps for name in dtype.split(","))])
-
-
-def require_memory(parameters: int, device: str) -> None:
-    """Refuse early (exit 6) where one copy of the model in fp32, 4 bytes a parameter, does not fit on the device."""
-    needed = 4 * parameters
-    free = free_memory(device)
-    if free is not None and free < needed:
-        raise SokaError(
-            f"comparing logits needs {needed} bytes of memory for the model in fp32, {free} are free",
-            where=device,
-            hint="soka merge --check weights compares the stored weights alone; or take another --device",
-            exit_code=ExitCode.RESOURCES,
-        )
-
-
-def free_memory(device: str) -> int | None:
-    """Bytes that are free on a device; None where that cannot be told."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else available_memory()
 
 
 def compare(context: StageContext, merged: Path, dtype: str, device: str) -> Parity:

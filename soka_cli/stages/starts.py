@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.device import free_memory
 from soka_cli.recipe.schema import DATA_INITS
 from soka_cli.run.digest import json_digest
 from soka_cli.stages.context import StageContext
@@ -15,7 +16,6 @@ from soka_cli.stages.lesson import Lesson
 from soka_cli.stages.matrices import Matrix, weight_matrices
 from soka_cli.stages.matrix_store import MatrixStore
 from soka_cli.stages.memory import start_memory
-from soka_cli.stages.parity import free_memory
 from soka_cli.stages.work import Plan, Work
 
 

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from soka_cli.adapter.methods import peft_config
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models import device
 from soka_cli.models.checkpoint import INDEX_FILE, Checkpoint
 from soka_cli.recipe.load import load_recipe
 from soka_cli.run.layout import RunLayout
@@ -338,7 +342,7 @@ def test_a_full_disk_is_told_before_anything_is_written(contexts: Contexts, tmp_
 def test_too_little_memory_for_the_logits_names_the_way_round(contexts: Contexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = contexts(base_folder(tmp_path / "base"))
     adapt(context)
-    monkeypatch.setattr(parity, "available_memory", lambda: 1000)
+    monkeypatch.setattr(device, "available_memory", lambda: 1000)
     assert "--check weights" in refusal(context, ExitCode.RESOURCES).hint
     assert merge(context, check="weights").figures["max_abs_logit_error"] is None
 
@@ -421,3 +425,102 @@ def test_the_figures_are_plain_json(contexts: Contexts, tmp_path: Path) -> None:
     json.dumps(outcome.figures, allow_nan=False)
     assert outcome.figures.items() >= parity_of(context).items()
     assert outcome.tables[0].rows and "--model merged" in outcome.next_commands[0]
+
+
+@pytest.mark.parametrize("method", ["soka", "lora"])
+@pytest.mark.parametrize("entries", [1, 50, 333])
+def test_blocks_of_rows_make_the_same_model(
+    contexts: Contexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, entries: int
+) -> None:
+    base = base_folder(tmp_path / "base")
+    adapt(contexts(base, method=method))
+    merge(contexts(base, method=method), check="weights")
+    folder = contexts(base, method=method).layout.merged_model
+    whole = load_file(folder / "model.safetensors")
+    monkeypatch.setattr(merging, "BLOCK_ENTRIES", entries)
+    shutil.rmtree(folder.parent)
+    merge(contexts(base, method=method, force=True), check="weights")
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["llama", "hrm_text"])
+@pytest.mark.parametrize(("dtype", "asked"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "float16")])
+def test_another_type_is_reached_in_one_rounding(contexts: Contexts, tmp_path: Path, kind: str, dtype: str, asked: str) -> None:
+    base = base_folder(tmp_path / "base", kind, dtype, max_shard_size="30KB")
+    context = contexts(base)
+    adapted = adapt(context)
+    merge(context, dtype=asked)
+    pristine = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(context.layout.merged_model)
+    layers = {name: layer for name, layer in adapted.base_model.model.named_modules() if hasattr(layer, "get_delta_weight")}
+    assert str(merged.dtype) == f"torch.{asked}" and parity_of(context)["dtype"] == asked
+    for name, weight in pristine.named_parameters():
+        module = name.removesuffix(".weight")
+        delta = layers[module].get_delta_weight("default").detach() if module in layers else torch.zeros(())
+        assert torch.equal(merged.get_parameter(name), (weight + delta).to(getattr(torch, asked))), name
+    index = json.loads((context.layout.merged_model / INDEX_FILE).read_text())
+    sizes = [tensor.nbytes for path in context.layout.merged_model.glob("*.safetensors") for tensor in load_file(path).values()]
+    assert index["metadata"]["total_size"] == sum(sizes)
+    room = merging.needed_bytes(Checkpoint(base), asked)
+    assert abs(room - sum(path.stat().st_size for path in context.layout.merged_model.iterdir())) < 200 * len(sizes)
+
+
+def test_an_untouched_value_that_the_asked_type_cannot_hold_is_refused(contexts: Contexts, tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e5
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    context = contexts(base)
+    adapt(context)
+    error = refusal(context, ExitCode.CHECK, check="weights", dtype="float16")
+    assert "100000 at (3,)" in error.why and error.where == "tensor model.norm.weight"
+
+
+def test_another_type_is_another_merge(contexts: Contexts, tmp_path: Path) -> None:
+    context = contexts(base_folder(tmp_path / "base"))
+    adapt(context)
+    merge(context, check="weights")
+    with pytest.raises(SokaError) as caught:
+        merge(context, check="weights", dtype="bfloat16")
+    assert caught.value.exit_code is ExitCode.RUN and "dtype" in caught.value.why
+
+
+KILLED = """
+import os, signal, sys
+from soka_cli.cli.app import main
+from soka_cli.stages import merging
+parts, left = merging.Merge.parts, [int(sys.argv[1])]
+def counted(self, name):
+    for part in parts(self, name):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield part
+merging.Merge.parts = counted
+code = main(sys.argv[2:])
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"transformers", "peft"}))
+sys.exit(code)
+"""
+
+
+def killed(context: StageContext, after: int) -> subprocess.CompletedProcess[str]:
+    words = ["merge", "--run", str(context.layout.root), "--recipe", str(context.loaded.path), "--check", "weights", "--offline"]
+    return subprocess.run([sys.executable, "-c", KILLED, str(after), *words], capture_output=True, text=True, check=False)
+
+
+def test_a_killed_merge_starts_over_and_leaves_nothing_half_written(contexts: Contexts, tmp_path: Path) -> None:
+    context = contexts(base_folder(tmp_path / "base", max_shard_size="30KB"))
+    adapt(context)
+    blocks = len(Checkpoint(Path(context.recipe.model.name)).names)
+    for after in (2, blocks - 1, blocks + 3):  # early and late in writing, and in reading back
+        assert killed(context, after).returncode == -signal.SIGKILL
+        assert not context.layout.merged_model.exists() and not context.layout.parity.exists()
+    done = killed(context, 10**6)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"  # and neither transformers nor PEFT was imported
+    assert {path.name for path in context.layout.merge.iterdir()} == {"parity.json", "model"}
+    written = {path.name: path.read_bytes() for path in context.layout.merged_model.iterdir()}
+    shutil.rmtree(context.layout.merge)
+    merge(contexts(Path(context.recipe.model.name), force=True), check="weights")
+    assert {path.name: path.read_bytes() for path in context.layout.merged_model.iterdir()} == written
