@@ -50,7 +50,7 @@ def compare(context: StageContext, merged: Path, dtype: str, device: str) -> Par
     Raises:
         SokaError: exit 8, where the largest difference is above the tolerance.
     """
-    section = context.recipe.model.model_copy(update={"dtype": "float32"})
+    section = context.recipe.model.model_copy(update={"dtype": "float32", "quantization": "none"})
     prompts = parity_prompts(context)
     with context.reporter.task("compare logits", total=2, unit="models") as task:
         adapted = PeftModel.from_pretrained(load_base(section, device=device, offline=context.offline), str(context.layout.adapter)).eval()
