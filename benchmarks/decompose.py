@@ -8,11 +8,16 @@ of the Gram matrix in fp64). Spectra: flat (Gaussian entries), decaying (Gaussia
 """
 
 import argparse
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from soka_cli.cli.app import LIBRARY_SETTINGS
+
+os.environ.update(LIBRARY_SETTINGS)  # as `soka` starts
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model

@@ -109,7 +109,7 @@ class LeadingSearch:
                 since = max(2, self.space.steps // 10)
                 candidate = self._promising(since)
                 hopeless = self.needed_before == float("inf")
-                self.next_look = self.space.steps + (max(2, self.space.steps // 4) if hopeless else since)
+                self.next_look = self.space.steps + (max(2, self.space.steps // 3) if hopeless else since)
                 if candidate is not None:
                     return candidate
         return None

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-PLAIN_PRODUCTS = 6  # products by each side before the matrix is packed for it: what a packing costs, about
+PLAIN_PRODUCTS = 2  # products by each side before the matrix is packed for it: what a packing costs, about
 PACKED_ENTRIES = 2**20  # entries below which packing gains nothing
 
 
