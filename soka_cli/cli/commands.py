@@ -244,24 +244,42 @@ def doctor(request: Request, reporter: "Reporter") -> "Outcome":
 @verb(
     app,
     "recipes",
-    examples=("soka recipes", "soka recipes show gsm8k", "soka recipes copy gsm8k"),
+    examples=(
+        "soka recipes",
+        "soka recipes show gsm8k adapter.rank.parameters=2M",
+        "soka recipes copy gsm8k",
+        "soka recipes validate my-recipe.yaml",
+        "soka recipes schema > recipe.schema.json",
+    ),
     without=("overrides", "recipe", "run", "device", "force", "offline"),
 )
 def recipes(
     request: Request,
     reporter: "Reporter",
-    action: Annotated[Literal["list", "show", "copy"], typer.Argument(help="What to do.")] = "list",
-    name: Annotated[str | None, typer.Argument(help="A recipe's name.")] = None,
+    action: Annotated[Literal["list", "show", "copy", "validate", "schema"], typer.Argument(help="What to do.")] = "list",
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="A recipe; after it, for show, overrides; for validate, more recipes.")
+    ] = None,
 ) -> "Outcome":
-    """List the packaged recipes, show one resolved, or copy one here."""
+    """List the packaged recipes, show one resolved with the origin of each value, copy one here, check some, or print the JSON schema."""
     from soka_cli.errors import ExitCode, SokaError
     from soka_cli.stages import recipes as stage
 
+    names = names or []
+    takes = {"list": 0, "schema": 0, "copy": 1}.get(action)
+    if action in ("show", "copy") and not names:
+        raise SokaError(f"soka recipes {action} needs a name", hint=f"soka recipes {action} gsm8k", exit_code=ExitCode.USAGE)
+    if takes is not None and len(names) > takes:
+        raise SokaError(
+            f"soka recipes {action} takes {'one name' if takes else 'no name'}", hint="soka recipes --help", exit_code=ExitCode.USAGE
+        )
     if action == "list":
         return stage.list_recipes()
-    if name is None:
-        raise SokaError(f"soka recipes {action} needs a name", hint=f"soka recipes {action} gsm8k", exit_code=ExitCode.USAGE)
-    return stage.show_recipe(name) if action == "show" else stage.copy_recipe(name)
+    if action == "schema":
+        return stage.show_schema()
+    if action == "validate":
+        return stage.validate_recipes(names)
+    return stage.show_recipe(names[0], names[1:]) if action == "show" else stage.copy_recipe(names[0])
 
 
 @verb(app, "clean", examples=("soka clean -d runs/gsm8k", "soka clean --yes"), without=("overrides", "device", "force", "offline"))

@@ -44,6 +44,8 @@ class Renderer:
             return
         for table in outcome.tables:
             self.out.print(rich_table(table))
+        if outcome.text:
+            print_text(outcome.text)
         for note in outcome.notes:
             self.out.print(escape(note))
         where = f" in {outcome.run}" if outcome.run else ""

@@ -25,8 +25,10 @@ def packaged(kind: Literal["recipes", "configs"]) -> Path:
 
 
 def packaged_recipes() -> list[str]:
-    """Names of the packaged recipes, without ending."""
-    return sorted(path.stem for path in packaged("recipes").glob("*.yaml"))
+    """Names of the packaged recipes, without ending; those of a folder after the others, e.g. ablations/tau."""
+    root = packaged("recipes")
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")]
+    return sorted(names, key=lambda name: (name.count("/"), name))
 
 
 def packaged_fragments() -> list[str]:
@@ -76,7 +78,7 @@ def find_recipe(name: str | Path, *, folder: Path | None = None) -> Path:
     if found := with_ending(path) or with_ending(packaged("recipes") / name):
         return found
     names = packaged_recipes()
-    near = get_close_matches(Path(name).stem, names, n=1)
+    near = get_close_matches(str(Path(name).with_suffix("")) if Path(name).name else "", names, n=1)
     raise SokaError(
         f"there is no recipe {name}",
         where=str(path),

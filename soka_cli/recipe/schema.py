@@ -83,7 +83,7 @@ def count_with_suffix(value: Any) -> Any:
     return int(count)
 
 
-Count = Annotated[int, BeforeValidator(count_with_suffix)]
+Count = Annotated[int, BeforeValidator(count_with_suffix, json_schema_input_type=int | str)]
 PositiveCount = Annotated[Count, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(no_boolean), Field(allow_inf_nan=False)]
 Fraction = Annotated[Number, Field(gt=0.0, le=1.0)]

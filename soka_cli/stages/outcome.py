@@ -20,7 +20,8 @@ class Table:
 class Outcome:
     """The end of one stage.
 
-    `figures` is what `--json` prints: plain JSON values, no NaN. `notes` are sentences, `next_commands` what to type next.
+    `figures` is what `--json` prints: plain JSON values, no NaN. `text` is meant for a file or a pipe and printed as it is, `notes` are
+    sentences, `next_commands` what to type next.
     """
 
     stage: str
@@ -30,3 +31,4 @@ class Outcome:
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
     next_commands: tuple[str, ...] = ()
+    text: str = ""

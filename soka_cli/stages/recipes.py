@@ -1,11 +1,17 @@
-"""The recipes that come with the package: list them, show one resolved, copy one to change it."""
+"""The recipes that come with the package: list them, show one resolved, copy one to change it; check any, describe all options."""
 
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.recipe.json_schema import FILE_NAME, MODELINE, modeline, recipe_schema, schema_file
 from soka_cli.recipe.load import load_recipe
 from soka_cli.recipe.places import find_recipe, packaged, packaged_recipes
-from soka_cli.recipe.resolved import to_mapping, to_yaml
+from soka_cli.recipe.resolved import to_mapping
 from soka_cli.run.write import write_text
 from soka_cli.stages.outcome import Outcome, Table
 
@@ -24,30 +30,90 @@ def list_recipes() -> Outcome:
 
 
 def description(path: Path) -> str:
-    """The text of a recipe's first comment line, empty where it has none."""
+    """The text of a recipe's first comment line that is meant for people, empty where it has none."""
     for line in path.read_text(encoding="utf-8").splitlines():
-        if text := line.lstrip("# ").strip() if line.startswith("#") else "":
+        if text := line.lstrip("# ").strip() if line.startswith("#") and not line.startswith(MODELINE) else "":
             return text
     return ""
 
 
-def show_recipe(name: str) -> Outcome:
-    """A recipe with all that it extends and every default spelt out, as YAML that loads back equal.
+def show_recipe(name: str, overrides: Sequence[str] = ()) -> Outcome:
+    """A recipe with all that it extends and every default spelt out, as YAML that loads back equal; beside each value, who set it.
 
     Raises:
         SokaError: exit 2, no such recipe, or mistakes in it.
     """
-    recipe = load_recipe(name).recipe
+    loaded = load_recipe(name, overrides)
+    mapping = to_mapping(loaded.recipe)
+    lines = list(annotated(mapping, loaded.origins))
+    width = max(len(text) for text, origin in lines if origin)
     return Outcome(
         stage="recipes",
         status="done",
-        figures={"name": name, "recipe": to_mapping(recipe)},
-        notes=(to_yaml(recipe).rstrip("\n"),),
+        figures={"name": name, "recipe": mapping, "origins": loaded.origins},
+        text="\n".join(f"{text:{width}}  # {origin}" if origin else text for text, origin in lines),
     )
+
+
+def annotated(value: Mapping[str, Any], origins: Mapping[str, str], path: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
+    """Lines of YAML, and where the value of each was written; a line that only opens a section has no origin."""
+    for key, inner in value.items():
+        dotted = f"{path}.{key}" if path else key
+        head = f"{indent}{one_line(key)}:"
+        if isinstance(inner, Mapping) and inner:
+            yield head, ""
+            yield from annotated(inner, origins, dotted, f"{indent}  ")
+        elif isinstance(inner, list) and any(isinstance(entry, Mapping) for entry in inner):
+            yield head, ""
+            for index, entry in enumerate(inner):
+                lines = list(annotated(entry, origins, f"{dotted}.{index}", f"{indent}  "))
+                yield f"{indent}- {lines[0][0].removeprefix(f'{indent}  ')}", lines[0][1]
+                yield from lines[1:]
+        else:
+            yield f"{head} {one_line(inner)}", origins.get(dotted, "default")
+
+
+def one_line(value: Any) -> str:
+    """A value as YAML writes it in one line."""
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value, ensure_ascii=False)
+    return str(yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)).removesuffix("\n").removesuffix("\n...")
+
+
+def validate_recipes(names: Sequence[str]) -> Outcome:
+    """Load every named recipe, the packaged ones where none is named, and say what is wrong with any.
+
+    Raises:
+        SokaError: exit 2, with the mistakes of all of them.
+    """
+    wrong: dict[str, SokaError] = {}
+    names = list(names) or packaged_recipes()
+    for name in names:
+        try:
+            load_recipe(name)
+        except SokaError as error:
+            wrong[name] = error
+    if wrong:
+        raise SokaError(
+            f"{len(wrong)} of {len(names)} recipes cannot be used",
+            where=", ".join(wrong),
+            why="\n".join(error.why or error.what for error in wrong.values()),
+            hint="\n".join(f"soka recipes validate {name}" for name in wrong) if len(names) > 1 else next(iter(wrong.values())).hint,
+            exit_code=ExitCode.USAGE,
+        )
+    return Outcome("recipes", "done", figures={"valid": names}, notes=tuple(f"{name}: no mistakes" for name in names))
+
+
+def show_schema() -> Outcome:
+    """The JSON schema of recipes, for an editor or another program."""
+    schema = recipe_schema()
+    return Outcome("recipes", "done", figures={"schema": schema}, text=json.dumps(schema, indent=2, ensure_ascii=False))
 
 
 def copy_recipe(name: str, folder: Path | None = None) -> Outcome:
     """Copy a packaged recipe, comments and all, into `folder` (the current one if None); what it extends stays packaged.
+
+    The schema by which editors complete it is copied beside it.
 
     Raises:
         SokaError: exit 2, no such recipe, or a file of that name is there already.
@@ -61,11 +127,15 @@ def copy_recipe(name: str, folder: Path | None = None) -> Outcome:
             hint=f"change that file, or move it away first: mv {target} {target.stem}-old.yaml",
             exit_code=ExitCode.USAGE,
         )
-    write_text(target, source.read_text(encoding="utf-8"))
+    schema = target.with_name(FILE_NAME)
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    own = [line for line in lines if not line.startswith(MODELINE)]
+    write_text(schema, schema_file().read_text(encoding="utf-8"))
+    write_text(target, "".join([modeline(schema, target.parent) + "\n", *own]))
     return Outcome(
         stage="recipes",
         status="done",
-        figures={"copied": str(target), "from": source.name},
-        notes=(f"copied to {target}; it may be changed freely",),
+        figures={"copied": str(target), "from": source.name, "schema": str(schema)},
+        notes=(f"copied to {target}; it may be changed freely ({schema.name} beside it lets editors complete it)",),
         next_commands=(f"soka plan --recipe {target}", f"soka run --recipe {target}"),
     )
