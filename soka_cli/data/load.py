@@ -293,7 +293,9 @@ def _read_hub(name: str, *, revision: str | None, config: str | None, split: str
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
     except (DatasetsError, ValueError, RuntimeError, OSError) as error:
-        near = get_close_matches(split, re.findall(r"['\"]([\w.-]+)['\"]", str(error).lower().partition("should be one of")[2]), n=1, cutoff=0.5)
+        near = get_close_matches(
+            split, re.findall(r"['\"]([\w.-]+)['\"]", str(error).lower().partition("should be one of")[2]), n=1, cutoff=0.5
+        )
         raise SokaError(
             "The data set can't be read.",
             where=where,
