@@ -1,9 +1,10 @@
 """python -m benchmarks: every measurement that needs no argument."""
 
-from benchmarks import decompose, sandbox, startup, streaming
+from benchmarks import decompose, merge, sandbox, startup, streaming
 
 if __name__ == "__main__":
     startup.main()
     decompose.main()
     streaming.main()
+    merge.main([])
     sandbox.main()

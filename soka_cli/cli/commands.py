@@ -204,6 +204,42 @@ def merge(
     return stage(context, check=check, dtype=dtype)
 
 
+@verb(
+    app,
+    "export",
+    examples=(
+        "soka export --as lokr --out adapters/gsm8k-lokr",
+        "soka export -d runs/gsm8k --as lora --rank 16 --out adapters/gsm8k-lora",
+        "soka export --as peft --out adapters/gsm8k --push OWNER/NAME",
+    ),
+    without=("device",),
+)
+def export(
+    request: Request,
+    reporter: "Reporter",
+    form: Annotated[
+        Literal["lokr", "lora", "peft"], typer.Option("--as", help="Exact LoKr terms, a LoRA by SVD, or the PEFT folder itself.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write; nothing but an earlier export is ever replaced.")],
+    rank: Annotated[int | None, typer.Option("--rank", metavar="R", min=1, help="With --as lora: rank of every module.")] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", metavar="E", help="With --as lora: share of each update that is kept.")
+    ] = None,
+    push: Annotated[str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to the Hub, after asking.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: a new repository is public (default: private).")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --push: do not ask.")] = False,
+) -> "Outcome":
+    """Write the adapter for stock PEFT, with a model card; upload it on request."""
+    context = request.context(reporter, last_run=True)
+    from soka_cli.cli.pushing import push_exported, refuse_early
+
+    refuse_early(push, public=public, yes=yes, offline=context.offline)
+    from soka_cli.stages.export import export as stage
+
+    outcome = stage(context, form, out, rank=rank, energy=energy)
+    return outcome if push is None else push_exported(outcome, out, push, public=public, yes=yes)
+
+
 @verb(app, "report", examples=("soka report", "soka report -d runs/gsm8k"), without=("device",))
 def report(request: Request, reporter: "Reporter") -> "Outcome":
     """Draw the run as one HTML page, with Markdown and JSON twins."""

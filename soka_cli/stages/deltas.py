@@ -1,16 +1,18 @@
 """What an adapter adds to each weight, from its files alone: PEFT's own code on a base without weights."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 import soka_cli.adapter  # noqa: F401 - registers SoKA with PEFT
 from soka_cli.errors import ExitCode, SokaError
@@ -18,7 +20,7 @@ from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.skeleton import refuse_tied, skeleton, target
 from soka_cli.models.weights import StoredWeight, stored_weights
 from soka_cli.stages.adapter_file import CONFIG, WEIGHTS
-from soka_cli.stages.updates import DenseUpdate, Update
+from soka_cli.stages.updates import DenseUpdate, LowRankUpdate, Update
 
 ADAPTER = "default"
 BEYOND_MATRICES = ("modules_to_save", "use_dora", "lora_bias", "trainable_token_indices", "target_parameters")
@@ -53,6 +55,20 @@ class Deltas:
     def modules(self) -> list[str]:
         """The adapted modules' names in the transformers model."""
         return list(self._layers)
+
+    @property
+    def layers(self) -> Mapping[str, Any]:
+        """PEFT's layers by the adapted modules' names; their base layers are empty."""
+        return self._layers
+
+    def matrix(self, module: str) -> Update:
+        """The same as [out, in] whatever the layer's own layout; of LoRA, its two factors."""
+        layer = self._layers[module]
+        if isinstance(layer, LoraLayer):
+            left, right = (getattr(layer, part)[ADAPTER].weight.detach().float() for part in ("lora_B", "lora_A"))
+            return LowRankUpdate(left, right, float(layer.scaling[ADAPTER]))
+        delta = self.delta(module)
+        return DenseUpdate(delta.T.contiguous() if isinstance(layer.get_base_layer(), Conv1D) else delta)
 
     def update(self, module: str) -> Update:
         """The same, for those who take it in rows."""

@@ -11,7 +11,22 @@ from soka_cli.cli.commands import app
 from soka_cli.errors import ExitCode
 
 VERBS = [command.name for command in app.registered_commands]
-CONTRACT = {"plan", "decompose", "train", "eval", "score", "generate", "merge", "report", "run", "demo", "doctor", "recipes", "clean"}
+CONTRACT = {
+    "plan",
+    "decompose",
+    "train",
+    "eval",
+    "score",
+    "generate",
+    "merge",
+    "export",
+    "report",
+    "run",
+    "demo",
+    "doctor",
+    "recipes",
+    "clean",
+}
 HEAVY = ["torch", "transformers", "peft", "datasets", "accelerate", "evaluate", "matplotlib", "numpy", "pydantic", "yaml"]
 
 
