@@ -55,15 +55,25 @@ def soka(
 @verb(
     app,
     "plan",
-    examples=("soka plan -r gsm8k.yaml", "soka plan -r gsm8k.yaml adapter.target_modules=all-linear"),
+    examples=(
+        "soka plan -r gsm8k.yaml",
+        "soka plan -r gsm8k.yaml adapter.target_modules=all-linear",
+        "soka plan -r gsm8k.yaml --show-data 3",
+    ),
     without=("force", "device"),
 )
-def plan(request: Request, reporter: "Reporter") -> "Outcome":
+def plan(
+    request: Request,
+    reporter: "Reporter",
+    show_data: Annotated[
+        int, typer.Option("--show-data", metavar="N", min=0, help="Show N rows of each source as the model sees them; fetches them.")
+    ] = 0,
+) -> "Outcome":
     """Say what a recipe will cost - parameters, steps, memory - without weights or network."""
     context = request.context(reporter, last_run=True)
     from soka_cli.stages.plan import plan as stage
 
-    return stage(context)
+    return stage(context, show_data=show_data)
 
 
 Processes = Annotated[int, typer.Option("--num-processes", metavar="N", min=1, help="Processes on this machine that share the work.")]

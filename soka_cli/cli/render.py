@@ -19,7 +19,7 @@ from rich.text import Text
 from soka_cli.errors import SokaError
 
 if TYPE_CHECKING:
-    from soka_cli.stages.outcome import Cell, Outcome, Table
+    from soka_cli.stages.outcome import Cell, Outcome, Sample, Table
 
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
 PIPE_WIDTH = 160  # columns where there is no terminal to ask
@@ -46,6 +46,8 @@ class Renderer:
             self.out.print(rich_table(table))
         if outcome.text:
             print_text(outcome.text)
+        for sample in outcome.samples:
+            self.sample(sample)
         for note in outcome.notes:
             self.out.print(escape(note))
         where = f" in {outcome.run}" if outcome.run else ""
@@ -53,6 +55,16 @@ class Renderer:
             self.out.print(escape(f"{outcome.stage}: already done{where}, nothing to do"))
         if outcome.next_commands and not self.quiet:
             self.out.print("next: " + escape("\n      ".join(outcome.next_commands)))
+
+    def sample(self, sample: "Sample") -> None:
+        """A row's text; what is learnt is green, between [[ and ]] where there are no colours."""
+        plain = self.out.color_system is None or self.out.no_color
+        text = Text()
+        for part, learnt in sample.parts:
+            text.append(f"[[{part}]]" if plain and learnt else part, style="green" if learnt else "dim")
+        self.out.print(escape(sample.title), style="bold")
+        self.out.print(text, soft_wrap=True)
+        self.out.print()
 
     def error(self, error: SokaError) -> None:
         """All parts of an error; for programs also as the one JSON object."""

@@ -108,6 +108,22 @@ class Parity(Written):
     dtype: str
 
 
+class LedgerRow(Written):
+    """What became of a set of rows, as train.json has it."""
+
+    read: int
+    used: int
+    truncated: int
+    tokens: int
+    supervised_tokens: int
+    longest: int
+    dropped: dict[str, int]
+    dropped_rows: dict[str, list[int]]
+    truncated_rows: list[int]
+    path: str | None = None
+    sources: list["LedgerRow"] = []
+
+
 class Environment(Written):
     """env/<stage>.json, the parts that are shown."""
 
@@ -120,6 +136,7 @@ class Environment(Written):
     packages: dict[str, str | None] = {}
     device: str | None = None
     training: dict[str, Any] | None = None
+    data: dict[str, LedgerRow | dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,13 @@ class Findings:
         """Figures that the train stage recorded; empty before it is done."""
         environment = self.environments.get("train")
         return (environment.training if environment else None) or {}
+
+    @property
+    def ledgers(self) -> dict[str, dict[str, Any]]:
+        """What the train stage recorded of its rows, by what they were read for; empty before it is done."""
+        environment = self.environments.get("train")
+        data = (environment.data if environment else None) or {}
+        return {name: ledger.model_dump() for name, ledger in data.items() if isinstance(ledger, LedgerRow)}
 
     @property
     def trainable_parameters(self) -> int | None:

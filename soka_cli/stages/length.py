@@ -12,7 +12,7 @@ from soka_cli.recipe.places import locate
 from soka_cli.recipe.schema import Recipe
 from soka_cli.run.reporter import SilentReporter
 from soka_cli.stages.context import StageContext
-from soka_cli.stages.rows import EncodedRows, encode, mixture, read_rows, reading_order
+from soka_cli.stages.rows import EncodedRows, encode, losses, mixture, read_rows, reading_order
 from soka_cli.stages.steps import items_read, steps_in_all
 
 SAMPLE = 2000  # rows that are encoded to learn how long they are; a larger set is judged by this many, evenly spread
@@ -30,6 +30,7 @@ class Length:
         sampled: whether the rows were judged by a sample of them.
         packs: packs in one pass under packing, where that can be told.
         ledger: what became of the rows that were looked at; None where data and tokenizer are not at hand.
+        row_notes: sentences about rows that are cut or left out.
     """
 
     rows: int | None
@@ -39,6 +40,7 @@ class Length:
     sampled: bool = False
     packs: int | None = None
     ledger: dict[str, Any] | None = None
+    row_notes: tuple[str, ...] = ()
 
 
 def length(context: StageContext) -> Length:
@@ -91,6 +93,7 @@ def _by_tokens(recipe: Recipe, counts: Sequence[int], encoded: EncodedRows) -> L
         sampled=sampled,
         packs=items if order.packed else None,
         ledger=encoded.to_mapping(),
+        row_notes=tuple(losses(encoded.ledger, recipe.data.max_length)),
     )
 
 

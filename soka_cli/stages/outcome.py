@@ -17,6 +17,18 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A row as the model sees it: `parts` are its text in runs, each with whether the model learns to write it.
+
+    `figures` are the same for programs, with token ids.
+    """
+
+    title: str
+    parts: tuple[tuple[str, bool], ...]
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The end of one stage.
 
@@ -32,3 +44,4 @@ class Outcome:
     notes: tuple[str, ...] = ()
     next_commands: tuple[str, ...] = ()
     text: str = ""
+    samples: tuple[Sample, ...] = ()

@@ -14,9 +14,10 @@ from soka_cli.run.resources import available_memory
 from soka_cli.run.write import write_json
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import Dimensions, dimensions, unmatched
+from soka_cli.stages.ledger_table import ledger_table
 from soka_cli.stages.length import Length, length
 from soka_cli.stages.memory import Memory, estimate, start_memory
-from soka_cli.stages.outcome import Cell, Outcome, Table
+from soka_cli.stages.outcome import Cell, Outcome, Sample, Table
 from soka_cli.stages.sizes import PlannedModule, adapter_sizes, adapter_totals, budget_left, lora_parameters, planned_modules
 
 SCHEMA_VERSION = 1
@@ -31,7 +32,7 @@ WORDS = {
 }
 
 
-def plan(context: StageContext) -> Outcome:
+def plan(context: StageContext, *, show_data: int = 0) -> Outcome:
     """Say what the recipe costs, and write plan.json: the fields of `figures`, below.
 
     `from` is with every module at its smallest, `to` at its largest; they are equal unless a rule reads the spectrum or the
@@ -45,9 +46,11 @@ def plan(context: StageContext) -> Outcome:
                     these three {from, to}
         totals      modules, components, parameters, lora_parameters, the last three {from, to}; for method soka lora_within, LoRA
                     of no more parameters: those of a_rank over all modules, the rank {from, to}
-        training    rows, steps, tokens (null where not known), tokens_at_most, sampled
+        training    rows, steps, tokens (null where not known), tokens_at_most, sampled; packs a pass under packing; ledger, what
+                    became of the rows that were looked at, null where data or tokenizer are not at hand
         memory      {from, to}: bytes of weights, adapter, gradients, optimizer, activations, logits, total
         start_memory  the same for making a start from data; null for another start
+        rows_shown  with `show_data`, so many rows of each source: path, row, truncated, input_ids, labels
 
     Needs neither weights nor a network for a local model, or one in the packaged table.
 
@@ -64,20 +67,44 @@ def plan(context: StageContext) -> Outcome:
         "method": recipe.adapter.method,
         "kinds": [kind_figures(members) for members in kinds(modules)],
         "totals": totals(context, base, modules),
-        "training": asdict(steps),
+        "training": {name: value for name, value in asdict(steps).items() if name != "row_notes"},
         "memory": memory_figures(context, base, modules),
         "start_memory": start_figures(context, base),
     }
+    shown = shown_rows(context, show_data)
     write(context.layout.plan, figures)
     return Outcome(
         stage="plan",
         status="done",
         run=context.layout.root,
-        figures=figures,
-        tables=(*modules_table(context, figures), memory_table(figures["memory"]), *start_table(context, figures["start_memory"])),
+        figures={**figures, "rows_shown": [sample.figures for sample in shown]} if show_data else figures,
+        tables=(
+            *modules_table(context, figures),
+            memory_table(figures["memory"]),
+            *start_table(context, figures["start_memory"]),
+            *rows_table(steps),
+        ),
+        samples=shown,
         notes=tuple(notes(context, base, modules, figures, steps)),
         next_commands=(run_command(context),),
     )
+
+
+def shown_rows(context: StageContext, count: int) -> tuple[Sample, ...]:
+    """Rows as the model sees them; they need the tokenizer, which takes seconds to load."""
+    if not count:
+        return ()
+    from soka_cli.stages.samples import samples
+
+    return tuple(samples(context, count))
+
+
+def rows_table(steps: Length) -> tuple[Table, ...]:
+    """What becomes of the rows, where that can be told."""
+    if steps.ledger is None:
+        return ()
+    sample = ", judged by a sample" if steps.sampled else ""
+    return (ledger_table(f"Training rows{sample}", {"train": steps.ledger}),)
 
 
 def run_command(context: StageContext) -> str:
@@ -255,7 +282,7 @@ def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModu
         found.append(lora_note(**figures["totals"]["lora_within"]))
     if (start := figures["start_memory"]) is not None:
         found.append(start_note(context, start["total"]))
-    return [*found, length_note(context, steps)]
+    return [*found, length_note(context, steps), *(f"training rows: {sentence}" for sentence in steps.row_notes)]
 
 
 def budget_note(adapter: AdapterSection, modules: Sequence[PlannedModule], trained: dict[str, int]) -> str:
@@ -289,9 +316,11 @@ def length_note(context: StageContext, steps: Length) -> str:
     """Rows, steps and tokens in one sentence."""
     if steps.steps is None:
         return "steps: not known before the data is there; name data.train.rows or a local file to see them"
-    rows = f"{steps.rows:,} rows a pass, " if steps.rows is not None else ""
+    packed = f" in {'about ' if steps.sampled else ''}{steps.packs:,} packs" if steps.packs is not None else ""
+    rows = f"{steps.rows:,} rows a pass{packed}, " if steps.rows is not None else ""
     if steps.tokens is not None:
         tokens = f"{'about ' if steps.sampled else ''}{steps.tokens:,} tokens"
     else:
         tokens = f"at most {steps.tokens_at_most:,} tokens"
-    return f"{rows}{steps.steps:,} steps of {context.recipe.train.batch_size} rows, {tokens}"
+    item = "packs" if context.recipe.data.packing else "rows"
+    return f"{rows}{steps.steps:,} steps of {context.recipe.train.batch_size} {item}, {tokens}"

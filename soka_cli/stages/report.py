@@ -14,6 +14,7 @@ from soka_cli.run.write import atomic_folder, to_json
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import COLUMNS, DECOMPOSED, kind_of, kind_row
 from soka_cli.stages.findings import Findings, Layers, Step, files_read, find, held_out_curve
+from soka_cli.stages.ledger_table import ledger_lines
 from soka_cli.stages.outcome import Cell, Outcome, Table
 from soka_cli.stages.plots import Plot, curve, score_bars, spectra
 
@@ -114,6 +115,7 @@ def contents(context: StageContext, findings: Findings, update_norms: dict[str, 
         "scores": [{"name": score.name, "kind": score.kind, **score.scores.model_dump()} for score in findings.scores],
         "agreements": findings.agreements,
         "training": training_figures(findings),
+        "rows": list(ledger_lines(findings.ledgers)),
         "decomposition": None if layers is None else decomposition_figures(findings, layers),
         "decomposed": DECOMPOSED[context.recipe.adapter.init],
         "modules": module_rows(findings, update_norms),
@@ -144,7 +146,7 @@ def environments(findings: Findings) -> list[dict[str, Any]]:
     """What the stages ran on; stages of one and the same environment together."""
     found: list[dict[str, Any]] = []
     for name, environment in findings.environments.items():
-        described = environment.model_dump(exclude={"training"})
+        described = environment.model_dump(exclude={"training", "data"})
         same = next((one for one in found if {**one, "stages": None} == {"stages": None, **described}), None)
         if same is not None:
             same["stages"].append(name)
