@@ -30,6 +30,7 @@ class SourceRows:
         rows: the rows in the source's order.
         numbers: of each row its place in the source, the first record being 0.
         filtered: the places of the records that the filter left out before the last row taken.
+        overlapping: the places of the rows that were left out because an evaluation has them too.
         size: records that were looked at.
     """
 
@@ -38,8 +39,9 @@ class SourceRows:
     numbers: list[int]
     filtered: list[int]
     size: int
+    overlapping: tuple[int, ...] = ()
 
-    def only(self, indices: Iterable[int], filtered: Sequence[int] = ()) -> "SourceRows":
+    def only(self, indices: Iterable[int], filtered: Sequence[int] = (), overlapping: Sequence[int] = ()) -> "SourceRows":
         """Some of the rows."""
         chosen = list(indices)
         return replace(
@@ -47,6 +49,7 @@ class SourceRows:
             rows=[self.rows[index] for index in chosen],
             numbers=[self.numbers[index] for index in chosen],
             filtered=list(filtered),
+            overlapping=tuple(overlapping),
         )
 
 
@@ -87,6 +90,13 @@ def load_source(source: SourceSection, *, offline: bool = False) -> SourceRows:
     taken = _taken(source.path, source.split, every, source.rows, source.filter, filtered)
     numbers = [number for number, _ in taken]
     return SourceRows(source, [row for _, row in taken], numbers, filtered, 1 + max([*numbers[-1:], *filtered[-1:]]))
+
+
+def stream_source(source: SourceSection, *, offline: bool = False) -> Iterator[tuple[int, Row]]:
+    """Place and content of the rows that `load_source` takes, one after another. Raises what it does, as they are taken."""
+    place = _place(source.path)
+    every = _records(place, revision=source.revision, config=source.config, split=source.split, task=source.task, offline=offline)
+    yield from islice(_filtered(every, source.filter, source.path, []), source.rows)
 
 
 def _records(

@@ -323,6 +323,9 @@ class DataSection(Section):
 
     train: Sources = Field(description="Training rows: one source, or a list of sources that are mixed by weight.")
     validation: ValidationSection | None = Field(default=None, description="Held-out rows for eval_loss.")
+    decontaminate: Literal["none", "drop"] = Field(
+        default="none", description="drop leaves out training rows that share 13 words in a row, or a whole problem, with an eval entry."
+    )
     template: Literal["alpaca", "plain", "chat"] = Field(default="plain", description="Words around prompt and target.")
     max_length: PositiveCount = Field(default=512, description="Longest row, in tokens; longer ones are cut on the right.")
     packing: bool = Field(
@@ -453,6 +456,8 @@ class Recipe(Section):
         if repeated := sorted({folder for folder in folders if folders.count(folder) > 1}):
             at = [f"eval.{index}" for index, folder in enumerate(folders) if folder in repeated]
             raise misfit(f"eval entries share the name {', '.join(repeated)}; give each its own name", *reversed(at))
+        if self.data.decontaminate != "none" and not self.eval:
+            raise misfit("there is no eval entry to compare training rows with; add one, or drop it", "data.decontaminate", "eval")
         if self.train.sigma_lr is not None and self.adapter.method != "soka":
             raise misfit(f"method {self.adapter.method} does not read train.sigma_lr; drop it", "train.sigma_lr", "adapter.method")
         return self

@@ -116,6 +116,11 @@ class RunLayout:
         return self.evaluation(name, kind) / "scores.json"
 
     @property
+    def contamination(self) -> Path:
+        """Of all evaluations: which items training rows hold, and the scores with and without them."""
+        return self.root / "contamination.json"
+
+    @property
     def merge(self) -> Path:
         return self.root / "merge"
 

@@ -15,6 +15,7 @@ from soka_cli.run.stage import Stage, open_stage
 from soka_cli.run.write import damaged, read_json, write_json
 from soka_cli.stages.agreement import agreement
 from soka_cli.stages.asking import Answerers, Asking
+from soka_cli.stages.contamination import with_contamination
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.evaluation_tables import agreement_tables, answers_table, group_tables, scores_table
 from soka_cli.stages.exam import Exam, prepare_exams, text_digest
@@ -55,7 +56,7 @@ def evaluate(
         models = choose_models(context, kinds, folder, served.model.name if served is not None else None)
         answerers = served or LocalAnswerers(context)
         sittings = [Sitting(context, exam, model, answerers).hold() for model in models for exam in exams]
-        return outcome(context, exams, sittings, show)
+        return with_contamination(context, exams, outcome(context, exams, sittings, show))
 
 
 @dataclass

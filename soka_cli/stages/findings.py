@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from soka_cli.recipe.schema import Recipe
 from soka_cli.run.layout import RunLayout
@@ -124,6 +124,42 @@ class LedgerRow(Written):
     sources: list["LedgerRow"] = []
 
 
+class TrainedRows(Written):
+    rows: int
+    dropped: int | None
+    overlapping: int
+
+
+class ScoresOf(Written):
+    """The scores of some of an evaluation's items."""
+
+    items: int
+    metrics: dict[str, Metric]
+
+
+class OverlapOf(Written):
+    """One evaluation in contamination.json; `scores` by model and set of items, None where the set is empty."""
+
+    name: str
+    items: int
+    overlapping: int
+    share: float
+    in_problem: int
+    in_solution: int
+    near: int
+    whole: int
+    scores: dict[str, dict[str, ScoresOf | None]]
+
+
+class Contamination(Written):
+    """contamination.json."""
+
+    definition: str
+    words: int
+    training: TrainedRows
+    evaluations: list[OverlapOf]
+
+
 class Environment(Written):
     """env/<stage>.json, the parts that are shown."""
 
@@ -136,7 +172,7 @@ class Environment(Written):
     packages: dict[str, str | None] = {}
     device: str | None = None
     training: dict[str, Any] | None = None
-    data: dict[str, LedgerRow | dict[str, float]] | None = None
+    data: dict[str, Annotated[LedgerRow | dict[str, Any], Field(union_mode="left_to_right")]] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +193,7 @@ class Findings:
     steps: tuple[Step, ...]
     scores: tuple[Score, ...]
     agreements: dict[str, dict[str, Any]]
+    contamination: Contamination | None
     parity: Parity | None
     stages: dict[str, StageRecord]
     environments: dict[str, Environment]
@@ -198,6 +235,7 @@ def find(layout: RunLayout, recipe: Recipe) -> Findings:
         steps=_steps(layout.metrics) if layout.metrics.is_file() else (),
         scores=scores,
         agreements=_agreements(layout, scores),
+        contamination=read_as(layout.contamination, Contamination) if layout.contamination.is_file() else None,
         parity=read_as(layout.parity, Parity) if layout.parity.is_file() else None,
         stages=stages,
         environments={name: read_as(path, Environment) for name, path in environments.items() if path.is_file()},
@@ -207,7 +245,7 @@ def find(layout: RunLayout, recipe: Recipe) -> Findings:
 
 def files_read(layout: RunLayout, recipe: Recipe) -> list[Path]:
     """The files that `find` and the learnt spectra read, those that there are; the manifest, which the report itself writes, is none."""
-    single = [layout.layers, layout.spectra, layout.metrics, layout.adapter_weights, layout.parity]
+    single = [layout.layers, layout.spectra, layout.metrics, layout.adapter_weights, layout.contamination, layout.parity]
     stages = [name for name in Manifest.read(layout.manifest).stages if name != "report"]
     environments = [layout.environment(name) for name in stages]
     evaluations = [

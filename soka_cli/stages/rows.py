@@ -14,13 +14,20 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.resolved import to_mapping
 from soka_cli.recipe.schema import DataSection, Recipe
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.decontamination import decontaminated, evaluation_inputs
 
 FILTERED = "the filter leaves it out"
+OVERLAPPING = "an evaluation has it too"
 
 
 def data_inputs(recipe: Recipe) -> dict[str, Any]:
-    """The data section with local files by their digest, so that a moved run directory stays valid."""
+    """The data section with local files by their digest, so that a moved run directory stays valid.
+
+    Where rows that overlap with the evaluations are dropped, the evaluations' data count too.
+    """
     data = dict(to_mapping(recipe)["data"])
+    if data.pop("decontaminate") == "drop":
+        data["decontaminated_of"] = evaluation_inputs(recipe)
     train = data["train"]
     data["train"] = [_by_digest(source) for source in train] if isinstance(train, list) else _by_digest(train)
     if "validation" in data:
@@ -37,10 +44,12 @@ def read_rows(context: StageContext) -> tuple[list[SourceRows], list[SourceRows]
     """Rows to learn from, source by source, and those held out for validation (none where the recipe asks for none).
 
     Raises:
-        SokaError: exit 4 for data that is missing or damaged, or a validation that leaves nothing.
+        SokaError: exit 4 for data that is missing or damaged, or a validation or decontamination that leaves nothing.
     """
     data = context.recipe.data
     training = [load_source(source, offline=context.offline) for source in data.sources]
+    if data.decontaminate == "drop":
+        training = decontaminated(context, training)
     validation = data.validation
     if validation is not None and validation.path is not None:
         first = data.sources[0]
@@ -96,9 +105,10 @@ def encode(context: StageContext, tokenizer: Any, parts: Sequence[SourceRows], n
         encoded, ledger = encode_rows(
             tokenizer, part.rows, source=part.source, template=data.template, max_length=data.max_length, numbers=part.numbers
         )
-        ledger.read += len(part.filtered)
-        for number in part.filtered:
-            ledger.drop(FILTERED, number)
+        for reason, numbers in ((FILTERED, part.filtered), (OVERLAPPING, part.overlapping)):
+            ledger.read += len(numbers)
+            for number in numbers:
+                ledger.drop(reason, number)
         rows += [{**row, "row": first_row + row["row"]} for row in encoded]
         counts.append(len(encoded))
         sources.append((part.source.path, first_row, ledger))
@@ -109,14 +119,14 @@ def encode(context: StageContext, tokenizer: Any, parts: Sequence[SourceRows], n
 
 
 def losses(ledger: Ledger, max_length: int) -> Iterator[str]:
-    """A sentence for each way in which rows were cut or left out, the filter's, which the user asked for, aside."""
+    """A sentence for each way in which rows were cut or left out, those that the user asked for aside."""
     if ledger.truncated:
         yield (
             f"{ledger.truncated} of {ledger.read} rows are cut at {max_length} tokens and do not learn to end: "
             f"they lose their end-of-sequence token ({ledger.rows_named()})"
         )
     for reason, count in ledger.dropped.items():
-        if reason != FILTERED:
+        if reason not in (FILTERED, OVERLAPPING):
             yield f"{count} of {ledger.read} rows are left out: {reason} ({ledger.rows_named(reason)})"
 
 
@@ -141,7 +151,7 @@ def _split(parts: list[SourceRows], fraction: float, seed: int) -> tuple[list[So
     training, held_out = [], []
     for part, first in zip(parts, accumulate((len(part.rows) for part in parts), initial=0), strict=False):
         places = range(len(part.rows))
-        training.append(part.only((place for place in places if first + place not in chosen), part.filtered))
+        training.append(part.only((place for place in places if first + place not in chosen), part.filtered, part.overlapping))
         held_out.append(part.only(place for place in places if first + place in chosen))
         if not training[-1].rows:
             raise SokaError(

@@ -72,6 +72,7 @@ def outcome(context: StageContext, outcomes: list[Outcome], prompt: str) -> Outc
     layout = context.layout
     scores = read_scores(context)
     agreement: dict[str, Any] = next((one.figures["agreement"] for one in reversed(outcomes) if "agreement" in one.figures), {})
+    contamination: dict[str, Any] | None = next((found for one in reversed(outcomes) if (found := one.figures.get("contamination"))), None)
     done_before = all(one.status == "already done" for one in outcomes)
     return Outcome(
         stage="run",
@@ -81,11 +82,12 @@ def outcome(context: StageContext, outcomes: list[Outcome], prompt: str) -> Outc
             "stages": [{"stage": one.stage, "status": one.status} for one in outcomes],
             "scores": [one for kinds in scores.values() for one in kinds.values()],
             "agreement": agreement,
+            "contamination": contamination,
             "training": next(one.figures for one in outcomes if one.stage == "train"),
             "report": str(layout.report_page),
         },
         tables=(scores_table(scores),) if scores else (),
-        notes=(*agreement_notes(agreement), *unasked(context), f"report: {layout.report_page}"),
+        notes=(*agreement_notes(agreement), *overlap_notes(contamination), *unasked(context), f"report: {layout.report_page}"),
         next_commands=(f"soka eval --run {shlex.quote(str(layout.root))} --show 2", generate_command(context, prompt)),
     )
 
@@ -127,6 +129,15 @@ def agreement_notes(agreement: dict[str, Any]) -> tuple[str, ...]:
         f"{name}: merged and adapter write the same in {one['equal']} of {one['items']} items"
         + (f", {one['near_ties']} of the others are near-ties" if one["equal"] < one["items"] else "")
         for name, one in agreement.items()
+    )
+
+
+def overlap_notes(contamination: dict[str, Any] | None) -> tuple[str, ...]:
+    return tuple(
+        f"{one['name']}: training rows hold 13 words in a row of {one['overlapping']} of {one['items']} items, "
+        f"half the problem or more of {one['near']}, a whole one of {one['whole']}"
+        for one in (contamination or {}).get("evaluations", ())
+        if one["overlapping"]
     )
 
 

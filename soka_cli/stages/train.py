@@ -36,6 +36,7 @@ from soka_cli.run.write import atomic_folder, damaged, read_json
 from soka_cli.stages.checkpoints import Checkpoints
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import decompose, decompose_inputs
+from soka_cli.stages.decontamination import left_out
 from soka_cli.stages.metrics import MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
 from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, reading_order
@@ -195,6 +196,8 @@ class _Training:
 
     def _rows(self) -> _Rows:
         training, held_out = read_rows(self.context)
+        if self.recipe.data.decontaminate == "drop":
+            self.ledgers["decontaminated"] = left_out(training)
         encoded = self._encode(training, "train")
         order = reading_order(self.recipe, encoded.rows, encoded.counts)
         if order.packed:

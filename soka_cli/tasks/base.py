@@ -11,8 +11,9 @@ from soka_cli.errors import ExitCode, SokaError
 class Example:
     """One row of a benchmark.
 
-    `prompt` is the bare question and `target` the bare answer, which a template wraps; `plain` is the pair as the benchmark's
-    own format has it, for template plain (None: prompt and target as they are). `gold` is the answer that is compared; `target`
+    `prompt` is the bare question and `target` the bare answer, which a template wraps; `problem` is the question in the row's own
+    words where the prompt says more (None: the prompt); `plain` is the pair as the benchmark's own format has it, for template
+    plain (None: prompt and target as they are). `gold` is the answer that is compared; `target`
     and `columns`, the row itself by the task's own names, are empty where only that is known. `groups` are kinds of items that are
     also counted apart, e.g. {"level": "Level 5"}.
     """
@@ -21,6 +22,7 @@ class Example:
     prompt: str
     target: str
     gold: str
+    problem: str | None = None
     plain: tuple[str, str] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)

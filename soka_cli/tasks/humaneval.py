@@ -67,6 +67,7 @@ def _example(identity: str, prompt: str, solution: str, *, gold: str) -> Example
         prompt=f"Complete the following Python function:\n\n{prompt}",
         target=prompt + solution,
         gold=gold,
+        problem=prompt,
         plain=(prompt, solution),
         columns={"prompt": prompt, "canonical_solution": solution},
     )

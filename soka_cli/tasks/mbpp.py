@@ -55,6 +55,7 @@ def _example(identity: str, problem: str, code: str, tests: tuple[str, ...], *, 
         prompt=f"{problem}\nYour code should pass these tests:\n\n{listed}",
         target=target,
         gold=gold,
+        problem=problem,
         plain=(asked, f"{target}\n[DONE]"),
         columns={"text": problem, "code": code, "test_list": [*tests, *[""] * (SHOWN - len(tests))]},
     )

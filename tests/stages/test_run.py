@@ -17,7 +17,16 @@ from soka_cli.stages.run import generate_command, run
 from tests import builders
 from tests.stages.pipeline import context_for, recipe_folder
 
-STAGES = ["decompose", "train", "eval/gsm8k-plain-base", "eval/gsm8k-plain-adapter", "merge", "eval/gsm8k-plain-merged", "report"]
+STAGES = [
+    "decompose",
+    "train",
+    "eval/gsm8k-plain-base",
+    "contamination",
+    "eval/gsm8k-plain-adapter",
+    "merge",
+    "eval/gsm8k-plain-merged",
+    "report",
+]
 
 
 def written(root: Path) -> dict[str, int]:
