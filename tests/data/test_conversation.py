@@ -156,3 +156,15 @@ def test_llama_2_writes_a_second_turn_with_the_ids_of_the_whole() -> None:
     whole = tokenizer(tokenizer.apply_chat_template(talk, tokenize=False), add_special_tokens=False).input_ids
     assert made[0]["input_ids"] == whole
     assert ledger.apart == 0 and made[0]["labels"].count(tokenizer.eos_token_id) == 2
+
+
+def test_a_row_that_begins_with_what_is_learnt_leaves_its_first_token_out() -> None:
+    """Nothing comes before it; in a pack the row in front would have to predict it."""
+    tokenizer = tokenizer_with(
+        "{% for message in messages %}{% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}{% endfor %}"
+    )
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.bos_token = None
+    made, ledger = encode_rows(tokenizer, [{"messages": [TALK[4]]}], source=SOURCE, template="plain", max_length=512)
+    assert made[0]["labels"] == [IGNORED, *made[0]["input_ids"][1:]]
+    assert ledger.supervised_tokens == len(made[0]["input_ids"]) - 1 == len("2 it is")

@@ -111,6 +111,35 @@ def test_an_override_reaches_a_section_that_the_file_does_not_name(folder: Path)
     assert load_recipe("good", ["data.validation.fraction=0.1"]).recipe.data.validation.fraction == 0.1  # type: ignore[union-attr]
 
 
+SEVERAL = """\
+  train:
+    - {path: rows.jsonl, task: gsm8k, weight: 2}
+    - {path: acme/talks, messages: talk}
+"""
+
+
+def with_two_sources() -> str:
+    return GOOD.replace("  train:\n    path: acme/rows\n    prompt: question\n    target: answer\n", SEVERAL)
+
+
+def test_sources_of_a_list_have_their_own_paths_and_overrides(folder: Path) -> None:
+    write(folder, "parts/recipe.yaml", with_two_sources())
+    recipe = load_recipe("parts/recipe", ["data.train.1.rows=5", "data.train.0.prompt=q", "data.train.0.target=a"]).recipe
+    first, second = recipe.data.sources
+    assert (first.path, first.weight, first.task, first.prompt) == (str(folder / "parts/rows.jsonl"), 2.0, None, "q")
+    assert (second.path, second.messages, second.rows) == ("acme/talks", "talk", 5)
+    write(folder, "again.yaml", to_yaml(recipe))
+    assert load_recipe("again").recipe == recipe
+
+
+def test_one_source_laid_over_a_list_replaces_it_and_the_reverse(folder: Path) -> None:
+    write(folder, "two.yaml", with_two_sources())
+    write(folder, "one.yaml", "extends: two\ndata: {train: {path: acme/other, prompt: q, target: a}}\n")
+    write(folder, "three.yaml", "extends: one\n" + "data:\n" + SEVERAL)
+    assert [source.path for source in load_recipe("one").recipe.data.sources] == ["acme/other"]
+    assert len(load_recipe("three").recipe.data.sources) == 2
+
+
 def test_a_later_override_wins(folder: Path) -> None:
     assert load_recipe("good", ["seed=3", "seed=4"]).recipe.seed == 4
 

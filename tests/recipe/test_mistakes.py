@@ -175,6 +175,47 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
     ),
     "task and columns": ("    prompt: question", "    task: gsm8k\n    prompt: question", [(11, "drop prompt and target or drop task")]),
     "one column of two": ("    target: answer\n", "", [(10, "name a task (task: gsm8k) or both columns")]),
+    "messages and columns": (
+        "    prompt: question",
+        "    messages: talk\n    prompt: question",
+        [(10, "messages hold prompt and target; drop prompt and target or drop messages")],
+    ),
+    "conversations under alpaca": (
+        "    prompt: question\n    target: answer\n  template: plain",
+        "    messages: talk\n  template: alpaca",
+        [(11, "messages are written by the tokenizer's chat template")],
+    ),
+    "a weight with nothing to weigh against": (
+        "    target: answer",
+        "    target: answer\n    weight: 2",
+        [(12, "a weight compares sources, and there is one")],
+    ),
+    "a source of a list with one column": (
+        "  train:\n    path: acme/rows\n    prompt: question\n    target: answer",
+        "  train:\n    - {path: acme/rows, task: gsm8k}\n    - {path: acme/more, prompt: question}",
+        [(10, "data.train.1: name a task (task: gsm8k) or both columns")],
+    ),
+    "a typo in a source of a list": (
+        "  train:\n    path: acme/rows\n    prompt: question\n    target: answer",
+        "  train:\n    - {path: acme/rows, task: gsm8k, wieght: 2}",
+        [(9, "data.train.0.wieght is no option; did you mean weight?")],
+    ),
+    "a weight of zero": (
+        "  train:\n    path: acme/rows\n    prompt: question\n    target: answer",
+        "  train:\n    - {path: acme/rows, task: gsm8k, weight: 0}\n    - {path: acme/more, task: gsm8k}",
+        [(9, "data.train.0.weight is 0; it must be greater than 0")],
+    ),
+    "no sources": (
+        "  train:\n    path: acme/rows\n    prompt: question\n    target: answer",
+        "  train: []",
+        [(8, "data.train names no source; write a mapping, or a list of mappings")],
+    ),
+    "a text for the sources": (
+        "  train:\n    path: acme/rows\n    prompt: question\n    target: answer",
+        "  train: acme/rows",
+        [(8, "data.train is acme/rows, and takes a mapping of path, task")],
+    ),
+    "a text for a switch": ("  template: plain", "  packing: often", [(12, "data.packing is often, and takes true or false")]),
     "validation of two kinds": (
         "  template",
         "  validation: {fraction: 0.1, path: x}\n  template",
@@ -223,6 +264,7 @@ OVERRIDES: dict[str, tuple[str, str]] = {
     "a path through a value": ("model.name.x=3", "model.name holds one value, not options"),
     "an entry that is not there": ("eval.3.limit=3", "eval has no entry 3; it has entry 0 alone"),
     "an entry that is no number": ("eval.gsm8k.limit=3", "eval has no entry gsm8k"),
+    "an entry of a single source": ("data.train.0.rows=3", "data.train.0 is no option"),
     "an option that entries lack": ("eval.0.limits=3", "eval.0.limits is no option; did you mean limit?"),
     "a bad value in an override": ("train.lr=fast", "train.lr is fast, and takes a number"),
     "broken YAML in an override": ("adapter.shape={block: 3", "is not YAML"),

@@ -308,6 +308,23 @@ def test_the_same_run_gives_the_same_page(whole: StageContext) -> None:
     assert whole.layout.report_page.read_bytes() == first
 
 
+def test_the_ledger_of_rows_is_shown(whole: StageContext) -> None:
+    ledger = {"read": 30, "used": 24, "truncated": 7, "truncated_rows": [1, 2, 3, 4, 5], "tokens": 2400, "supervised_tokens": 1200}
+    ledger |= {"longest": 256, "apart": 0, "dropped": {"the target is empty": 6}, "dropped_rows": {"the target is empty": [8, 9]}}
+    environment = json.loads(whole.layout.environment("train").read_text())
+    packing = {"rows": 24, "packs": 3, "filled": 0.9}
+    write_json(
+        whole.layout.environment("train"),
+        environment | {"data": {"train": ledger | {"sources": [ledger | {"path": "a.jsonl"}]}, "packing": packing}},
+    )
+    report(whole)
+    text = whole.layout.report_text.read_text()
+    for name in ("train", "train, a.jsonl"):
+        row = f"| {name} | 30 | 24 | 7 (rows 1, 2, 3, 4, 5, ...) | 6 (rows 8, 9, ...): the target is empty | 100 | 50 | 256 |"
+        assert row in text
+        assert f"<td>{name}</td>" in whole.layout.report_page.read_text()
+
+
 def test_a_partial_run_is_reported_and_says_what_is_missing(tmp_path: Path) -> None:
     context = make_context(tmp_path)
     put_decomposition(context)

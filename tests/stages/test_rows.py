@@ -231,3 +231,29 @@ def test_a_model_whose_packed_rows_would_leak_is_refused(tmp_path: Path, gsm8k_f
     model = builders.tiny_model_folder(tmp_path / "opt", "opt")
     error = refusal(tmp_path, model, gsm8k_file, data={"packing": True})
     assert error.exit_code is ExitCode.ENVIRONMENT and "data.packing" in error.where
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_real_rows_packed_give_a_real_model_the_loss_of_padded_ones(attention: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from soka_cli.data.batch import Collator, PackCollator
+    from soka_cli.data.encode import encode_rows
+    from soka_cli.data.load import load_rows
+    from soka_cli.data.pack import pack
+    from soka_cli.recipe.schema import SourceSection
+
+    folder = builders.shared_folder("models", "stories260K")
+    path = str(builders.shared_folder("data", "gsm8k", "train.jsonl"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
+    source = SourceSection(path=path, task="gsm8k")
+    rows, _ = encode_rows(AutoTokenizer.from_pretrained(folder), load_rows(path, rows=12), source=source, template="plain", max_length=480)
+    packs = [[rows[index] for index in found] for found in pack(range(len(rows)), [len(row["input_ids"]) for row in rows], 960)]
+    assert 1 < len(packs) < len(rows)
+    losses = []
+    for batch in (Collator(0)(rows), PackCollator(0)(packs)):
+        inputs = {name: values for name, values in batch.items() if name not in ("row", "tokens")}
+        with torch.no_grad():
+            losses.append(float(model(**inputs, use_cache=False).loss))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
