@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class Renderer:
                 {"stage": outcome.stage, "status": outcome.status, "run": str(outcome.run) if outcome.run else None, **outcome.figures}
             )
             return
-        for table in outcome.tables:
+        for table in (part for whole in outcome.tables for part in fitting(whole, self.out.width)):
             self.out.print(rich_table(table))
         if outcome.text:
             print_text(outcome.text)
@@ -88,6 +89,16 @@ def print_text(text: str) -> None:
     """Text that is meant to be piped on, as it is."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
+
+
+def fitting(table: "Table", width: int) -> "Iterator[Table]":
+    """The table as it is, or a table for each of its columns where a terminal of `width` columns is too narrow for all."""
+    if table.stack_below is None or width >= table.stack_below or len(table.columns) <= 2:
+        yield table
+        return
+    for index, column in enumerate(table.columns[1:], start=1):
+        rows = tuple((row[0], row[index]) for row in table.rows)
+        yield replace(table, columns=(table.columns[0], column), rows=rows)
 
 
 def rich_table(table: "Table") -> RichTable:

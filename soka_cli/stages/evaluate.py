@@ -14,10 +14,11 @@ from soka_cli.run.lock import RunLock
 from soka_cli.run.stage import Stage, open_stage
 from soka_cli.run.write import damaged, read_json, write_json
 from soka_cli.stages.agreement import agreement
+from soka_cli.stages.answers import answer_tables, shown_answers
 from soka_cli.stages.asking import Answerers, Asking
 from soka_cli.stages.contamination import with_contamination
 from soka_cli.stages.context import StageContext
-from soka_cli.stages.evaluation_tables import agreement_tables, answers_table, group_tables, scores_table
+from soka_cli.stages.evaluation_tables import agreement_tables, group_tables, scores_table
 from soka_cli.stages.exam import Exam, prepare_exams, text_digest
 from soka_cli.stages.execution import execution, require_isolation
 from soka_cli.stages.judged_model import JudgedModel, choose_models
@@ -209,7 +210,7 @@ def refuse_other_prompts(rows: Sequence[Prediction], exam: Exam, path: Path) -> 
 def outcome(context: StageContext, exams: Sequence[Exam], sittings: Sequence[Sitting], show: int) -> Outcome:
     """Tables a protocol at a time, since figures of two protocols are not comparable."""
     layout = context.layout
-    tables, notes, agreements = [], [], {}
+    tables, notes, agreements, answers = [], [], {}, []
     for exam in exams:
         held = [sitting for sitting in sittings if sitting.exam is exam]
         tables.append(scores_table(exam, [sitting.scores for sitting in held]))
@@ -218,15 +219,15 @@ def outcome(context: StageContext, exams: Sequence[Exam], sittings: Sequence[Sit
         if (found := agreement(layout, exam.name)) is not None:
             agreements[exam.name] = found.to_mapping()
             tables += agreement_tables(exam.name, found)
-        tables += [answers_table(exam, sitting.model.kind, sitting.predictions, show) for sitting in held if show]
+        answers += [shown_answers(exam, sitting.model.kind, sitting.predictions, show) for sitting in held if show]
     fresh = any(sitting.fresh for sitting in sittings)
     merged = layout.merged_model.is_dir() or not any(sitting.model.kind == "adapter" for sitting in sittings)
     return Outcome(
         stage="eval",
         status="done" if fresh else "already done",
         run=layout.root,
-        figures={"scores": [sitting.scores for sitting in sittings], "agreement": agreements},
-        tables=tuple(tables),
+        figures={"scores": [sitting.scores for sitting in sittings], "agreement": agreements, **({"answers": answers} if show else {})},
+        tables=(*tables, *(table for shown in answers for table in answer_tables(shown))),
         notes=tuple(notes),
         next_commands=(f"soka {'report' if merged else 'merge'} --run {layout.root}",),
     )

@@ -1,10 +1,8 @@
 """An evaluation's figures as tables for a person."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from soka_cli.run.lines import read_lines
 from soka_cli.stages.agreement import Agreement
 from soka_cli.stages.exam import Exam
 from soka_cli.stages.outcome import Cell, Table
@@ -57,14 +55,3 @@ def agreement_tables(name: str, found: Agreement) -> Iterator[Table]:
         )
         columns = ("item", "smallest logit gap", "difference", "verdict")
         yield Table(f"{name}, first {len(rows)} items that adapter and merged answer otherwise", columns, rows)
-
-
-def answers_table(exam: Exam, kind: str, predictions: Path, count: int) -> Table:
-    """The first `count` wrong and `count` right answers by the headline metric."""
-    headline = exam.task.metrics[0]
-    rows = read_lines(predictions)
-    shown = [row for verdict in (False, True) for row in [one for one in rows if one["correct"][headline] is verdict][:count]]
-    cells: tuple[tuple[Cell, ...], ...] = tuple(
-        ("right" if row["correct"][headline] else "wrong", row["id"], row["gold"], row["extracted"], row["completion"]) for row in shown
-    )
-    return Table(f"{exam.name}, {kind}: answers by {headline}", ("verdict", "item", "gold", "extracted", "completion"), cells)

@@ -9,11 +9,15 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows for a person; numbers stay numbers so that the renderer can align and round them."""
+    """Rows for a person; numbers stay numbers so that the renderer can align and round them.
+
+    The first column names the rows of a table with `stack_below`: on a terminal of fewer columns the others are shown one below another.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    stack_below: int | None = None
 
 
 @dataclass(frozen=True)

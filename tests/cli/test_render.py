@@ -7,6 +7,7 @@ from rich.console import Console
 
 from soka_cli.cli import render
 from soka_cli.cli.render import ConsoleReporter
+from soka_cli.stages.outcome import Outcome, Table
 
 
 def shown(terminal: bool, monkeypatch: pytest.MonkeyPatch, *, estimate: float | None) -> str:
@@ -31,3 +32,24 @@ def test_without_an_estimate_the_time_left_goes_by_the_units(monkeypatch: pytest
 def test_a_bar_shows_modules_bytes_and_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     bar = shown(True, monkeypatch, estimate=754.0)
     assert "2/8" in bar and "0:12:34" in bar and "read=1.2/13.5GB" in bar
+
+
+def drawn(width: int) -> str:
+    written = io.StringIO()
+    renderer = render.Renderer()
+    renderer.out = Console(file=written, width=width)
+    table = Table("answers", ("", "wrong", "right"), (("gold", "one", "two"), ("why", "no", "yes")), stack_below=100)
+    renderer.outcome(Outcome("eval", "done", tables=(table,)))
+    return written.getvalue()
+
+
+def test_a_wide_terminal_shows_two_answers_side_by_side() -> None:
+    assert any("one" in line and "two" in line for line in drawn(100).splitlines())
+
+
+def test_a_narrow_terminal_shows_two_answers_one_below_the_other() -> None:
+    lines = drawn(99).splitlines()
+    assert not any("one" in line and "two" in line for line in lines)
+    wrong, right = ([number for number, line in enumerate(lines) if word in line] for word in ("wrong", "right"))
+    assert wrong < right
+    assert sum("gold" in line for line in lines) == sum("why" in line for line in lines) == 2
