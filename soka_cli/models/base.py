@@ -12,6 +12,7 @@ from transformers.utils import logging
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.checkpoint import Checkpoint, base_error
 from soka_cli.models.device import pick_device as pick_device
+from soka_cli.models.quantised import Quantization, is_packed, loading_options, settle
 from soka_cli.models.skeleton import model_class, read_config
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.schema import ModelSection
@@ -63,26 +64,32 @@ def tokenizer_digest(section: ModelSection, *, offline: bool = False) -> str:
 
 
 def load_base(section: ModelSection, *, device: str = "cpu", offline: bool = False) -> PreTrainedModel:
-    """The base model in the recipe's dtype on `device` (a name from pick_device), in evaluation mode.
+    """The base model in the recipe's dtype and packing on `device` (a name from pick_device), in evaluation mode.
 
     Raises:
-        SokaError: exit 3, where the model cannot be had or its files do not fit config.json; exit 6, where it does not fit into memory.
+        SokaError: exit 3, where the model cannot be had, its files do not fit config.json, or bitsandbytes is missing; exit 6, where
+            it does not fit into memory.
     """
     folder = snapshot(section.name, revision=section.revision, offline=offline)
-    return load_folder(folder, dtype=section.dtype, device=device)
+    return load_folder(folder, dtype=section.dtype, device=device, quantization=section.quantization)
 
 
-def load_folder(folder: Path, *, dtype: str, device: str = "cpu") -> PreTrainedModel:
-    """The same for a folder at hand, such as a merged model."""
+def load_folder(folder: Path, *, dtype: str, device: str = "cpu", quantization: Quantization = "none") -> PreTrainedModel:
+    """The same for a folder at hand, such as a merged model. Weights that lie there packed stay so."""
     Checkpoint(folder)  # a damaged file is named here; torch and safetensors would only say that something is wrong
-    chosen = model_class(read_config(folder))
+    config, computed = read_config(folder), getattr(torch, dtype)
+    chosen = model_class(config)
+    packed = loading_options(config, folder, quantization, computed, device)
     try:
         with _own_progress_only():
             model, report = chosen.from_pretrained(
-                folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder, dtype=computed, local_files_only=True, use_safetensors=True, output_loading_info=True, **packed
             )
         _refuse_mismatch(folder, report)
-        model = model.to(device)
+        if is_packed(model):
+            settle(model, computed)
+        else:
+            model = model.to(device)
     except torch.OutOfMemoryError as error:
         raise SokaError(
             f"the base model does not fit into the memory of {device}",

@@ -21,6 +21,12 @@ METHOD_READS = {
 }
 """Which options of the adapter section a method reads, beside `method`."""
 
+UNPACKED_METHODS = {
+    "full": "trains every weight, and a packed one cannot be trained",
+    "pissa": "takes its start out of the base's weights, and a packed one would lose the difference",
+}
+"""The methods that need a base whose weights are not packed, and why."""
+
 RULE_READS = {
     "min": ("tau", "elbow", "max", "spectrum"),
     "energy": ("tau", "max", "spectrum"),
@@ -107,7 +113,9 @@ class ModelSection(Section):
     name: Name = Field(description="Hub id or folder of the base model; soka:demo/model is the packaged one.")
     revision: Name | None = Field(default=None, description="Commit of the Hub repository; null takes the default branch.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16", description="Type the frozen weights are held in.")
-    quantization: Literal["none"] = Field(default="none", description="How the frozen weights are packed.")
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        default="none", description="How the frozen linear weights are packed; int8 and nf4 need the extra `quant`."
+    )
 
 
 class ExplicitShape(Section):
@@ -458,6 +466,8 @@ class Recipe(Section):
             raise misfit(f"eval entries share the name {', '.join(repeated)}; give each its own name", *reversed(at))
         if self.data.decontaminate != "none" and not self.eval:
             raise misfit("there is no eval entry to compare training rows with; add one, or drop it", "data.decontaminate", "eval")
+        if self.model.quantization != "none" and (why := UNPACKED_METHODS.get(self.adapter.method)):
+            raise misfit(f"method {self.adapter.method} {why}; write quantization: none", "model.quantization", "adapter.method")
         if self.train.sigma_lr is not None and self.adapter.method != "soka":
             raise misfit(f"method {self.adapter.method} does not read train.sigma_lr; drop it", "train.sigma_lr", "adapter.method")
         return self

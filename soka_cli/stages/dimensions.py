@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.packing_kind import packing_kind
 from soka_cli.recipe.places import PACKAGE, locate
 from soka_cli.recipe.schema import ModelSection
+from soka_cli.run.write import read_json
 
 SHAPE_TABLES = PACKAGE / "recipe" / "shapes"
 WORKED_OUT = ("LlamaForCausalLM",)
@@ -42,6 +44,8 @@ class Dimensions:
         parameters: all of them, tied ones once.
         hidden, intermediate, layers, vocabulary: widths of the residual stream and the feed-forward, blocks, tokens.
         attention: width of all query heads together; `key_value`: of all key heads.
+        linear: parameters of the blocks' linear weights, those that packing a base packs.
+        packed: how the files hold them: int8, nf4, fp4, or the name of another method; None where they are not packed.
         targets: the modules that `target_modules` names, in the model's order.
     """
 
@@ -53,6 +57,8 @@ class Dimensions:
     vocabulary: int
     attention: int
     key_value: int
+    linear: int
+    packed: str | None
     targets: tuple[LinearModule, ...]
 
 
@@ -137,6 +143,8 @@ def of_llama(facts: Mapping[str, Any], target_modules: Sequence[str] | str, *, s
         vocabulary=facts["vocab_size"],
         attention=attention,
         key_value=key_value,
+        linear=layers * sum(out * inner for out, inner in block.values()),
+        packed=packing_kind(facts.get("quantization_config")),
         targets=tuple(chosen([*linear, head_module], target_modules)),
     )
 
@@ -193,5 +201,7 @@ def of_skeleton(folder: Path, target_modules: Sequence[str] | str) -> Dimensions
         vocabulary=config.vocab_size,
         attention=heads * head,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * head,
+        linear=sum(one.out_features * one.in_features for one in targets(model, "all-linear").values()),
+        packed=packing_kind(read_json(folder / "config.json").get("quantization_config")),
         targets=tuple(LinearModule(one.name, one.out_features, one.in_features) for one in targets(model, target_modules).values()),
     )

@@ -4,10 +4,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.packing_kind import BITSANDBYTES
 from soka_cli.recipe.places import locate
 from soka_cli.run.environment import describe_environment, memory_bytes, processors
 from soka_cli.run.resources import available_memory, existing_parent, free_bytes
@@ -205,6 +207,7 @@ def recipe_checks(context: StageContext, offline: bool) -> list[Check]:
     sources += [(f"eval.{number}.path", entry.path) for number, entry in enumerate(recipe.eval)]
     return [
         model_check(context, offline),
+        *packing_checks(recipe.model.quantization),
         *(source_check(name, path, offline) for name, path in sources),
         *(task_check(number, entry.task) for number, entry in enumerate(recipe.eval)),
     ]
@@ -229,6 +232,17 @@ def model_check(context: StageContext, offline: bool) -> Check:
     if available is not None and weights > available:
         return Check("model", "warn", f"{detail}, more than the main memory that is available", "it may still fit on a GPU: see soka plan")
     return Check("model", "ok", detail)
+
+
+def packing_checks(kind: str) -> list[Check]:
+    """Whether weights can be packed as the recipe asks; nothing where it does not ask."""
+    if kind == "none":
+        return []
+    found = attempt("quantization", lambda: version(BITSANDBYTES))
+    if isinstance(found, Check):
+        hint = 'pip install "soka-cli[quant]", or model.quantization=none'
+        return [Check("quantization", "fail", f"{kind} needs {BITSANDBYTES}, which is not installed", hint)]
+    return [Check("quantization", "ok", f"{kind} by {BITSANDBYTES} {found}")]
 
 
 def attempt(name: str, look: Callable[[], Any]) -> Any:

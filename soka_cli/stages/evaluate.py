@@ -179,6 +179,7 @@ class Sitting:
                 "postprocessing": exam.protocol.postprocessing,
                 "limit": exam.entry.limit,
                 **self.answerers.settings,
+                "quantization": self._quantization,
             },
             **execution(exam.task, rows, self.context.unsafe_execution),
             "stop_reasons": {reason: reasons.count(reason) for reason in ("eos", "stop", "length", "context")},
@@ -187,6 +188,13 @@ class Sitting:
             "tokens_per_s": round(tokens / seconds, 1) if seconds and tokens else None,
             "asked": asking.asked if asking is not None else 0,
         }
+
+    @property
+    def _quantization(self) -> str | None:
+        """How the base under the answers was packed by the recipe; a whole model is taken as it lies, and a server does not tell."""
+        if self.model.served is not None:
+            return None
+        return self.context.recipe.model.quantization if self.model.model_sha256 is None else "none"
 
 
 def asks_for_more(old: dict[str, Any], new: dict[str, Any]) -> bool:

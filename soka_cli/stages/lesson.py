@@ -45,7 +45,8 @@ class Lesson:
         self.tokenizer: Any = load_tokenizer(recipe.model, offline=context.offline)
         self.rows = self._drawn_rows()
         self.collate = Collator(self.tokenizer.pad_token_id)
-        self.model: Any = load_base(recipe.model, device=device, offline=context.offline).requires_grad_(False)
+        whole = recipe.model.model_copy(update={"quantization": "none"})  # a packed weight has no gradient
+        self.model: Any = load_base(whole, device=device, offline=context.offline).requires_grad_(False)
         self.form = _form(self.model, self.tokenizer)
         self.options = {"use_cache": False} if self.form == "causal" else {}
         if self.section.init == "early-update" or recipe.model.dtype == "float16":  # steps and small gradients vanish in 16 bits

@@ -3,7 +3,8 @@
 Symbols: T tokens of a micro-batch (rows x max_length), a bytes of the compute type (2 in bf16, 4 in fp32), h the width of
 the residual stream, f of the feed-forward, d of the query heads together, k of the key heads, L blocks, V tokens of the
 vocabulary. The activations are within 5% of what autograd saves for a small Llama with an adapter in bf16, and within 20%
-in fp32 or where every weight is trained. Left out: the allocator's slack, kernels' workspaces, the CUDA context.
+in fp32, over packed weights, or where every weight is trained. Left out: the allocator's slack, kernels' workspaces, the CUDA
+context.
 """
 
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ from soka_cli.stages.dimensions import Dimensions
 from soka_cli.stages.sizes import AdapterSizes, Terms
 
 FP32 = 4
+PACKED_BYTES = {"nf4": 0.5 + FP32 / 64, "fp4": 0.5 + FP32 / 64, "int8": 1.0}  # a value, with its share of the scales
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2}
 
 
@@ -39,13 +41,15 @@ def estimate(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> Memory:
     trained = base.parameters if full else sizes.trained
     tokens = recipe.train.micro_batch_size * recipe.data.max_length
     width = BYTES[recipe.train.precision]
+    kind = recipe.model.quantization if recipe.model.quantization != "none" else base.packed
+    held = weights(base, FP32 if full or width == FP32 else BYTES[recipe.model.dtype], width, trained=full)
+    kept = activations(base, width) if kind is None else packed_activations(base, width, kind)
     return Memory(
-        weights=weights(base, FP32 if full or width == FP32 else BYTES[recipe.model.dtype], width, trained=full),
+        weights=held if kind is None else packed_weights(base, width, kind),
         adapter=adapter(sizes),
         gradients=gradients(trained),
         optimizer=optimizer(trained),
-        activations=tokens * (activations(base, width) + (inputs_kept(base, width) if full else 0))
-        + adapter_activations(sizes, tokens, width),
+        activations=tokens * (kept + (inputs_kept(base, width) if full else 0)) + adapter_activations(sizes, tokens, width),
         logits=logits(base, tokens, width),
     )
 
@@ -77,6 +81,28 @@ def start_memory(recipe: Recipe, base: Dimensions) -> Memory | None:
 def weights(base: Dimensions, held: int, computed: int, *, trained: bool) -> int:
     """Every parameter once, P x held bytes; where all are trained, autocast keeps a copy in the compute type as well."""
     return base.parameters * (held + (computed if trained and computed != held else 0))
+
+
+def packed_weights(base: Dimensions, width: int, kind: str) -> int:
+    """Linear weights at their packed size, the rest in fp32, and what is unpacked at one time.
+
+    nf4 takes 4 bits a value and an fp32 scale for each 64; int8 a byte (its scale a row is left out). The largest weight of a block is
+    unpacked in the compute type to be multiplied; under bf16 the output layer has a copy in it as well.
+    """
+    unpacked = width * base.hidden * base.intermediate + (width * base.vocabulary * base.hidden if width != FP32 else 0)
+    return int(base.linear * PACKED_BYTES.get(kind, 1.0)) + FP32 * (base.parameters - base.linear) + unpacked
+
+
+def packed_activations(base: Dimensions, width: int, kind: str) -> int:
+    """Bytes a token that a packed Llama keeps: L (8 h + a (2 d + 2 k) + 12 f), and for int8 L (8 h + a d + 4 f) more.
+
+    The residual stream and what packed layers hand on are fp32, whatever the compute type; attention runs in that. int8 layers keep
+    their inputs: the two norms' outputs (8 h), the attention's result and the feed-forward's product. On a CPU under bf16 int8 keeps a
+    third less: bitsandbytes multiplies there in the compute type and hands that on.
+    """
+    kept = 8 * base.hidden + width * (2 * base.attention + 2 * base.key_value) + 3 * FP32 * base.intermediate
+    inputs = 2 * FP32 * base.hidden + width * base.attention + FP32 * base.intermediate if kind == "int8" else 0
+    return base.layers * (kept + inputs)
 
 
 def adapter(sizes: AdapterSizes) -> int:

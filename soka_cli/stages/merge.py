@@ -168,6 +168,8 @@ def outcome(context: StageContext, status: Literal["done", "already done"]) -> O
     notes.append(f"method full has nothing to merge: the model is {model}" if full else f"the merged model is {model}")
     if not full and not compared:
         notes.append("logits were not compared (--check weights)")
+    if (kind := context.recipe.model.quantization) != "none" and not full:
+        notes.append(f"the adapter was trained over {kind} weights and is merged into the float ones: evaluate the merged model by itself")
     figures = {"model": str(model), **parity}
     table = Table("Merged against base and adapter", ("", "value"), tuple(rows))
     return Outcome("merge", status, layout.root, figures, (table,), tuple(notes), (f"soka eval --run {layout.root} --model merged",))

@@ -280,6 +280,9 @@ def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModu
         found.append(f"rule {adapter.rank.rule} reads the spectra: decompose tells the number of terms")
     if "lora_within" in figures["totals"]:
         found.append(lora_note(**figures["totals"]["lora_within"]))
+    if (kind := context.recipe.model.quantization) != "none" or base.packed is not None:
+        share = f"the {base.linear:,} parameters of linear layers are held as {kind if kind != 'none' else base.packed}, the rest in fp32"
+        found.append(f"{share}; adapter and merge are those of the float model")
     if (start := figures["start_memory"]) is not None:
         found.append(start_note(context, start["total"]))
     return [*found, length_note(context, steps), *(f"training rows: {sentence}" for sentence in steps.row_notes)]

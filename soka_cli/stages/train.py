@@ -26,8 +26,10 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.apart import require_apart
 from soka_cli.models.base import load_base, load_tokenizer, pick_device
 from soka_cli.models.checkpoint import Checkpoint
+from soka_cli.models.quantised import is_packed, prepare_training, require_bitsandbytes
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
+from soka_cli.recipe.schema import UNPACKED_METHODS
 from soka_cli.run.interrupt import interrupts_wait
 from soka_cli.run.lines import AppendFile
 from soka_cli.run.resources import require_space
@@ -58,6 +60,8 @@ def train(context: StageContext) -> Outcome:
             nothing can be learnt.
     """
     _refuse_several_processes()
+    if (kind := context.recipe.model.quantization) != "none":
+        require_bitsandbytes(kind)  # before a decomposition that may take hours
     inputs = train_inputs(context)
     if context.recipe.adapter.method == "soka":
         _ensure_factors(context)
@@ -216,7 +220,10 @@ class _Training:
         section = self.recipe.model
         model = load_base(section, device=str(self.device), offline=self.context.offline)
         model.name_or_path = model.config._name_or_path = section.name  # PEFT writes it into the adapter: the recipe's, not this machine's
-        if self.whole or self.recipe.train.precision == "fp32":
+        if is_packed(model):
+            self._refuse_packed()
+            model = prepare_training(model, torch.float32 if self.recipe.train.precision == "fp32" else torch.bfloat16)
+        elif self.whole or self.recipe.train.precision == "fp32":
             model = model.float()
         set_seed(self.recipe.seed)
         if self.whole:
@@ -228,6 +235,17 @@ class _Training:
         if self.recipe.adapter.method == "pissa":
             return self._pissa(model, config, checkpoint)
         return get_peft_model(model, config)
+
+    def _refuse_packed(self) -> None:
+        """Exit 2 for a method that needs the weights themselves, where the folder holds them packed."""
+        if why := UNPACKED_METHODS.get(self.recipe.adapter.method):
+            raise SokaError(
+                f"Method {self.recipe.adapter.method} cannot be trained on this base: its weights are packed.",
+                where=f"model.name: {self.recipe.model.name}",
+                why=f"the method {why}",
+                hint="name the float model that was packed (model.name=FOLDER), or take adapter.method=lora or soka",
+                exit_code=ExitCode.USAGE,
+            )
 
     def _pissa(self, model: PreTrainedModel, config: Any, checkpoint: Path | None) -> PeftModel:
         if checkpoint is None:

@@ -12,7 +12,7 @@ PACKAGE = Path(soka_cli.__file__).parent
 READERS = ("stages", "adapter", "data", "models", "tasks", "kron")
 PLANNING = {"plan.py", "memory.py", "sizes.py", "length.py", "dimensions.py", "recipes.py", "report.py"}
 # An option whose one allowed value is what the code does: it is refused or obeyed by the schema alone.
-SINGLE_VALUED = {"ModelSection.quantization", "TrainSection.keep"}
+SINGLE_VALUED = {"TrainSection.keep"}
 
 
 def attributes(tree: ast.AST) -> set[str]:
