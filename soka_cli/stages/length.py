@@ -107,10 +107,12 @@ def rows_named(recipe: Recipe) -> list[int] | None:
 
 
 def rows_at_hand(context: StageContext) -> list[SourceRows] | None:
-    """The training rows where they, and those to validate on, are local files."""
+    """The training rows where they, those to validate on, and the evaluations that they must not overlap with are local files."""
     data = context.recipe.data
     validation = data.validation.path if data.validation else None
     paths = [*(source.path for source in data.sources), *([validation] if validation else [])]
+    if data.decontaminate == "drop":
+        paths += [entry.path for entry in context.recipe.eval]
     for place in map(locate, paths):
         if not isinstance(place, Path) or not place.is_file():
             return None
@@ -129,5 +131,5 @@ def encoded_sample(context: StageContext, parts: Sequence[SourceRows]) -> Encode
     if read_tokenizer(place).eos_token_id is None:
         return None
     stride = math.ceil(sum(len(part.rows) for part in parts) / SAMPLE)
-    sample = [part.only(range(0, len(part.rows), stride), part.filtered) for part in parts]
+    sample = [part.only(range(0, len(part.rows), stride), part.filtered, part.overlapping) for part in parts]
     return encode(replace(context, reporter=SilentReporter()), load_tokenizer(section, offline=True), sample, "train")

@@ -83,8 +83,8 @@ class EncodedRows:
 
     @property
     def looked_at(self) -> list[int]:
-        """Rows of each source behind the filter."""
-        return [ledger.read - ledger.dropped[FILTERED] for _, _, ledger in self.sources]
+        """Rows of each source that were encoded or found to teach nothing, behind the filter and without what evaluations have."""
+        return [ledger.read - ledger.dropped[FILTERED] - ledger.dropped[OVERLAPPING] for _, _, ledger in self.sources]
 
     def to_mapping(self) -> dict[str, Any]:
         """The ledger as plain JSON values; with several sources each one's own as well."""

@@ -136,3 +136,18 @@ def test_planned_packs_are_those_that_training_reads(tmp_path: Path, llama_folde
     packing = json.loads(context.layout.environment("train").read_text())["data"]["packing"]
     assert (training["packs"], training["rows"], training["steps"]) == (packing["packs"], 24, figures["steps"])
     assert training["packs"] < 24
+
+
+def test_rows_that_depend_on_evaluations_elsewhere_are_not_counted(tmp_path: Path, llama_folder: Path, gsm8k_file: Path) -> None:
+    mapping = builders.recipe_mapping(
+        llama_folder, gsm8k_file, data={"decontaminate": "drop"}, eval=[{"task": "gsm8k", "path": "acme/elsewhere"}]
+    )
+    training = plan(builders.stage_context(tmp_path, mapping, offline=True)).figures["training"]
+    assert (training["rows"], training["ledger"]) == (None, None)
+
+
+def test_the_plan_counts_rows_that_an_evaluation_has_too(tmp_path: Path, llama_folder: Path, gsm8k_file: Path) -> None:
+    test = builders.gsm8k_file(tmp_path, 3, "test.jsonl")
+    mapping = builders.recipe_mapping(llama_folder, gsm8k_file, data={"decontaminate": "drop"}, eval=[{"task": "gsm8k", "path": str(test)}])
+    training = plan(builders.stage_context(tmp_path, mapping, offline=True)).figures["training"]
+    assert training["rows"] == 21 and training["ledger"]["dropped"] == {"an evaluation has it too": 3} and not training["sampled"]
