@@ -259,6 +259,27 @@ def report(request: Request, reporter: "Reporter") -> "Outcome":
     return stage(context)
 
 
+@verb(
+    app,
+    "compare",
+    examples=("soka compare runs/demo runs/demo-lora", "soka compare runs/sweep/* --out comparison --json"),
+    without=("overrides", "recipe", "run", "device", "force", "offline"),
+)
+def compare(
+    request: Request,
+    reporter: "Reporter",
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories that were trained.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the page, replaced as a whole (default: runs/comparison).")
+    ] = None,
+    unfair: Annotated[bool, typer.Option("--unfair", help="Show runs of other data or another base all the same, with warnings.")] = False,
+) -> "Outcome":
+    """Put runs side by side: losses, scores with paired tests, time, memory, and what makes the comparison unfair."""
+    from soka_cli.stages.compare import compare as stage
+
+    return stage(runs, out=out, unfair=unfair, reporter=reporter, command=request.command)
+
+
 @verb(app, "run", examples=("soka run --recipe demo.yaml", "soka run -r gsm8k.yaml -d runs/gsm8k-seed1 seed=1"))
 def run(request: Request, reporter: "Reporter", unsafe_execution: UnsafeExecution = False) -> "Outcome":
     """Do it all: decompose, train, eval, merge, eval of the merged model, report."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,10 +13,17 @@ if TYPE_CHECKING:
 
 # matplotlib draws in these colours, which nothing else has; the SVG then names them, so that CSS can choose by scheme.
 INK, GRID, FIRST, SECOND, THIRD = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
-SERIES = (FIRST, SECOND, THIRD)
-NAMES = {INK: "ink", GRID: "grid", FIRST: "first", SECOND: "second", THIRD: "third"}
-LIGHT = {"ink": "#24292f", "grid": "#d8dce1", "first": "#1f6fb5", "second": "#b3511d", "third": "#2f7d4f"}
-DARK = {"ink": "#d6dae0", "grid": "#3a414b", "first": "#6cb2f0", "second": "#f0a06a", "third": "#78c896"}
+FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH = "#101112", "#131415", "#161718", "#191a1b", "#1c1d1e"
+SERIES = (FIRST, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH)
+WORDS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+NAMES = {INK: "ink", GRID: "grid", **dict(zip(SERIES, WORDS, strict=True))}
+LIGHT_SERIES = ("#1f6fb5", "#b3511d", "#2f7d4f", "#7d4bb5", "#857000", "#ab2866", "#0f7680", "#646a73")
+DARK_SERIES = ("#6cb2f0", "#f0a06a", "#78c896", "#bb9df2", "#d9c250", "#f08cbf", "#62d0d8", "#a9b0b9")
+LIGHT = {"ink": "#24292f", "grid": "#d8dce1", **dict(zip(WORDS, LIGHT_SERIES, strict=True))}
+DARK = {"ink": "#d6dae0", "grid": "#3a414b", **dict(zip(WORDS, DARK_SERIES, strict=True))}
+DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # of the first eight lines, the next eight, and those after
+LEGEND_COLUMNS = 3
+LEGEND_ROW = 0.19  # inches
 FAINTEST = 0.3  # opacity of the first layer's line; the last one's is 1
 
 
@@ -31,18 +38,51 @@ class Plot:
 
 
 def curve(
-    name: str, title: str, series: Mapping[str, Sequence[tuple[int, float]]], *, alt: str, limit: float | None = None, limit_name: str = ""
+    name: str,
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    alt: str,
+    limit: float | None = None,
+    limit_name: str = "",
+    across: str = "optimizer step",
+    logarithmic: bool = False,
 ) -> Plot:
-    """Values over optimizer steps, a line for each series; few points are marked. `limit` is a level to compare with."""
-    with _figure(title) as (figure, axes):
-        for colour, (label, points) in zip(SERIES, series.items(), strict=False):
-            steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=colour, linewidth=1.4, marker="o" if len(points) <= 20 else "", markersize=3.5, label=label)
+    """Values over `across`, a line for each series; few points are marked. `limit` is a level to compare with."""
+    entries = len(series) + (limit is not None)
+    with _figure(title, legend=entries if entries > 1 else 0) as (figure, axes):
+        for index, (label, points) in enumerate(series.items()):
+            places, values = zip(*points, strict=True)
+            axes.plot(places, values, **_line(index), marker="o" if len(points) <= 20 else "", markersize=3.5, label=label)
         if limit is not None:
             axes.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=f"{limit_name} {limit:g}")
-        axes.set_xlabel("optimizer step")
-        if len(series) > 1 or limit is not None:
+        axes.set_xlabel(across)
+        if logarithmic:
+            axes.set_xscale("log")
+        if entries > 1:
             _legend(axes)
+        return Plot(name, title, alt, _svg(figure, name, alt))
+
+
+def _line(index: int) -> dict[str, Any]:
+    """Colour and dashes of a line, its own up to 24 lines."""
+    return {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index // len(SERIES) % len(DASHES)], "linewidth": 1.4}
+
+
+def front(
+    name: str, title: str, points: Mapping[str, tuple[float, float, float | None]], best: Sequence[str], *, across: str, up: str, alt: str
+) -> Plot:
+    """A dot with its error bar for each (across, up, standard error), and a line through those that none surpasses."""
+    with _figure(title, legend=len(points)) as (figure, axes):
+        edge = sorted((points[label][0], points[label][1]) for label in best)
+        axes.step(*zip(*edge, strict=True), where="post", color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        for index, (label, (x, y, error)) in enumerate(points.items()):
+            colour = SERIES[index % len(SERIES)]
+            axes.errorbar([x], [y], yerr=[error or 0.0], color=colour, marker="o", markersize=6, linestyle="", capsize=3, label=label)
+        axes.set_xscale("log")
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        _legend(axes)
         return Plot(name, title, alt, _svg(figure, name, alt))
 
 
@@ -91,12 +131,16 @@ def score_bars(name: str, title: str, scores: Mapping[str, Mapping[str, tuple[fl
 
 def _legend(axes: "Axes") -> None:
     """Above the axes, where no line runs through it."""
-    axes.legend(frameon=False, fontsize=9, ncols=len(SERIES), loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=0.2)
+    axes.legend(frameon=False, fontsize=9, ncols=LEGEND_COLUMNS, loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=0.2)
 
 
 @contextmanager
-def _figure(title: str, height: float = 3.0) -> "Iterator[tuple[Figure, Axes]]":
-    """A drawing of 5 inches' width without pyplot's global state; words stay text, and a $ in them is a $."""
+def _figure(title: str, height: float = 3.0, legend: int = 0) -> "Iterator[tuple[Figure, Axes]]":
+    """A drawing of 5 inches' width without pyplot's global state; words stay text, and a $ in them is a $.
+
+    Args:
+        height: in inches; a `legend` of more entries than one row holds adds to it.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -119,9 +163,11 @@ def _figure(title: str, height: float = 3.0) -> "Iterator[tuple[Figure, Axes]]":
         "axes.axisbelow": True,
     }
     with matplotlib.rc_context(style):
+        more = LEGEND_ROW * (max(legend - 1, 0) // LEGEND_COLUMNS)
+        height += more
         figure = Figure(figsize=(5.0, height))
         # fixed margins: matplotlib's own layout draws everything twice
-        figure.subplots_adjust(left=0.14, right=0.97, bottom=0.55 / height, top=1 - 0.3 / height)
+        figure.subplots_adjust(left=0.14, right=0.97, bottom=0.55 / height, top=1 - (0.3 + more) / height)
         yield figure, figure.add_subplot()
 
 

@@ -17,6 +17,7 @@ from soka_cli.stages.findings import Findings, Layers, Step, files_read, find, h
 from soka_cli.stages.ledger_table import ledger_lines
 from soka_cli.stages.outcome import Cell, Outcome, Table
 from soka_cli.stages.plots import Plot, curve, score_bars, spectra
+from soka_cli.stages.templates import percent, templates
 
 STAGE = "report"
 TEMPLATES = {"report_page": "report_page.html.jinja", "report_text": "report_page.md.jinja"}
@@ -267,57 +268,15 @@ def _span(numbers: list[int]) -> str:
 
 
 def render(template: str, content: dict[str, Any], plots: list[Plot], layout: RunLayout) -> str:
-    """One of the templates beside this file, filled in; text is escaped in HTML, SVG is ours and is not."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(enabled_extensions=("html.jinja",), default=False),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"figure": figure, "percent": percent, "duration": duration, "gigabytes": gigabytes, "cell": markdown_cell}
+    """One of the report's two templates, filled in."""
     paths = {plot.name: layout.plot(plot.name).relative_to(layout.report).as_posix() for plot in plots}
     groups = {group: [plot for plot in plots if plot.name.startswith(group)] for group in ("scores-", "spectra-")}
     curves = [plot for plot in plots if not plot.name.startswith(tuple(groups))]
-    return environment.get_template(template).render(
-        content, score_plots=groups["scores-"], spectra_plots=groups["spectra-"], curve_plots=curves, plot_paths=paths
+    return (
+        templates()
+        .get_template(template)
+        .render(content, score_plots=groups["scores-"], spectra_plots=groups["spectra-"], curve_plots=curves, plot_paths=paths)
     )
-
-
-def figure(value: Cell) -> str:
-    """`1234567` -> `1,234,567`, `0.98500001` -> `0.985`, None -> a dash."""
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}%"
-
-
-def duration(seconds: float | None) -> str:
-    """`75.2` -> `1 min 15 s`."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def gigabytes(count: int | None) -> str:
-    return "–" if count is None else f"{count / 1e9:.2f} GB"
-
-
-def markdown_cell(value: Any) -> str:
-    """Text that stays inside one cell of a Markdown table."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
 # ---- the end of the stage
