@@ -59,6 +59,7 @@ def soka(
         "soka plan -r gsm8k.yaml",
         "soka plan -r gsm8k.yaml adapter.target_modules=all-linear",
         "soka plan -r gsm8k.yaml --show-data 3",
+        "soka plan -r gsm8k.yaml --num-processes 8 --tokens-per-s 20000",
     ),
     without=("force", "device"),
 )
@@ -68,12 +69,16 @@ def plan(
     show_data: Annotated[
         int, typer.Option("--show-data", metavar="N", min=0, help="Show N rows of each source as the model sees them; fetches them.")
     ] = 0,
+    num_processes: Annotated[int, typer.Option("--num-processes", metavar="N", min=1, help="GPUs that share the training.")] = 1,
+    tokens_per_s: Annotated[
+        float | None, typer.Option("--tokens-per-s", metavar="X", min=1e-9, help="Speed of all GPUs together (default: this run's own).")
+    ] = None,
 ) -> "Outcome":
     """Say what a recipe will cost - parameters, steps, memory - without weights or network."""
     context = request.context(reporter, last_run=True)
     from soka_cli.stages.plan import plan as stage
 
-    return stage(context, show_data=show_data)
+    return stage(context, show_data=show_data, processes=num_processes, tokens_per_s=tokens_per_s)
 
 
 Processes = Annotated[int, typer.Option("--num-processes", metavar="N", min=1, help="Processes on this machine that share the work.")]

@@ -1,6 +1,6 @@
 """Sizes of a base model without its weights: from the packaged table, from config.json, or from a skeleton.
 
-Llamas are worked out from their numbers alone, without torch, so that a plan answers at once; any other model is built on
+Llamas and Mistrals are worked out from their numbers alone, without torch, so that a plan answers at once; any other model is built on
 the meta device.
 """
 
@@ -18,7 +18,7 @@ from soka_cli.recipe.schema import ModelSection
 from soka_cli.run.write import read_json
 
 SHAPE_TABLES = PACKAGE / "recipe" / "shapes"
-WORKED_OUT = ("LlamaForCausalLM",)
+WORKED_OUT = ("LlamaForCausalLM", "MistralForCausalLM")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Dimensions:
         attention: width of all query heads together; `key_value`: of all key heads.
         linear: parameters of the blocks' linear weights, those that packing a base packs.
         packed: how the files hold them: int8, nf4, fp4, or the name of another method; None where they are not packed.
+        block: parameters of one block.
         targets: the modules that `target_modules` names, in the model's order.
     """
 
@@ -59,7 +60,13 @@ class Dimensions:
     key_value: int
     linear: int
     packed: str | None
+    block: int
     targets: tuple[LinearModule, ...]
+
+    @property
+    def multiplied(self) -> int:
+        """Entries of all matrices that every token is multiplied by: the blocks' and the output layer's."""
+        return self.linear + self.vocabulary * self.hidden
 
 
 def dimensions(model: ModelSection, target_modules: Sequence[str] | str, *, offline: bool = False) -> Dimensions:
@@ -145,6 +152,7 @@ def of_llama(facts: Mapping[str, Any], target_modules: Sequence[str] | str, *, s
         key_value=key_value,
         linear=layers * sum(out * inner for out, inner in block.values()),
         packed=packing_kind(facts.get("quantization_config")),
+        block=of_block,
         targets=tuple(chosen([*linear, head_module], target_modules)),
     )
 
@@ -181,6 +189,11 @@ def unmatched(target_modules: Sequence[str] | str, names: Sequence[str]) -> list
     return [wanted for wanted in target_modules if not any(f".{name}".endswith(f".{wanted}") for name in names)]
 
 
+def is_in_block(name: str) -> bool:
+    """Whether a parameter is one of a numbered block's, e.g. model.layers.3.mlp.up_proj.weight."""
+    return any(part.isdecimal() for part in name.split("."))
+
+
 def of_skeleton(folder: Path, target_modules: Sequence[str] | str) -> Dimensions:
     """Any model's sizes, from its modules on the meta device."""
     from soka_cli.models.skeleton import skeleton, targets, ties
@@ -203,5 +216,6 @@ def of_skeleton(folder: Path, target_modules: Sequence[str] | str) -> Dimensions
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * head,
         linear=sum(one.out_features * one.in_features for one in targets(model, "all-linear").values()),
         packed=packing_kind(read_json(folder / "config.json").get("quantization_config")),
+        block=sum(own[name].numel() for name in own if is_in_block(name)) // config.num_hidden_layers,
         targets=tuple(LinearModule(one.name, one.out_features, one.in_features) for one in targets(model, target_modules).values()),
     )

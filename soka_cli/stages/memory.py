@@ -1,12 +1,12 @@
-"""What a training step holds in a device's memory: an estimate of the first order, each part with its formula.
+"""What a training step holds in a device's memory: an estimate of the first order, each part with its formula (docs/plan.md).
 
 Symbols: T tokens of a micro-batch (rows x max_length), a bytes of the compute type (2 in bf16, 4 in fp32), h the width of
 the residual stream, f of the feed-forward, d of the query heads together, k of the key heads, L blocks, V tokens of the
-vocabulary. The activations are within 5% of what autograd saves for a small Llama with an adapter in bf16, and within 20%
-in fp32, over packed weights, or where every weight is trained. Left out: the allocator's slack, kernels' workspaces, the CUDA
-context.
+vocabulary. The total is within 2% of the peak that torch counts during `soka train` on small Llamas (SoKA, LoRA, PiSSA, full; bf16
+and fp32); over packed weights the activations are within 20%. Left out: the allocator's slack, kernels' workspaces, the CUDA context.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from soka_cli.kron.product import factored_is_cheaper
@@ -16,12 +16,14 @@ from soka_cli.stages.sizes import AdapterSizes, Terms
 
 FP32 = 4
 PACKED_BYTES = {"nf4": 0.5 + FP32 / 64, "fp4": 0.5 + FP32 / 64, "int8": 1.0}  # a value, with its share of the scales
+SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # modules of one parent that read one tensor
+AFTER_ATTENTION = "o_proj"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, by what they hold."""
+    """Bytes, by what they hold; `workspace` is what several processes need beside (`per_device`)."""
 
     weights: int
     adapter: int
@@ -29,28 +31,31 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
+    workspace: int = 0
 
     @property
     def total(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def estimate(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> Memory:
-    """The peak of one training step on one device, for an adapter of these sizes."""
+def estimate(recipe: Recipe, base: Dimensions, sizes: AdapterSizes, *, world: int = 1) -> Memory:
+    """The peak of one training step on one device, for an adapter of these sizes; `world` processes share a batch."""
     full = recipe.adapter.method == "full"
     trained = base.parameters if full else sizes.trained
     tokens = recipe.train.micro_batch_size * recipe.data.max_length
     width = BYTES[recipe.train.precision]
     kind = recipe.model.quantization if recipe.model.quantization != "none" else base.packed
-    held = weights(base, FP32 if full or width == FP32 else BYTES[recipe.model.dtype], width, trained=full)
-    kept = activations(base, width) if kind is None else packed_activations(base, width, kind)
+    held = weights(base, FP32 if full or width == FP32 else BYTES[recipe.model.dtype], width)
+    of_base = activations(base, width) if kind is None else packed_activations(base, width, kind)
+    kept = tokens * (of_base + (inputs_kept(base, width) if full else 0)) + adapter_activations(sizes, tokens, width)
+    scores = logits(base, tokens)
     return Memory(
         weights=held if kind is None else packed_weights(base, width, kind),
         adapter=adapter(sizes),
-        gradients=gradients(trained),
+        gradients=gradients_beside(trained, kept + scores, accumulated=recipe.train.batch_size > world * recipe.train.micro_batch_size),
         optimizer=optimizer(trained),
-        activations=tokens * (kept + (inputs_kept(base, width) if full else 0)) + adapter_activations(sizes, tokens, width),
-        logits=logits(base, tokens, width),
+        activations=kept,
+        logits=scores,
     )
 
 
@@ -69,18 +74,18 @@ def start_memory(recipe: Recipe, base: Dimensions) -> Memory | None:
     sizes = [module.out_features * module.in_features for module in base.targets]
     inputs = sum(module.in_features for module in base.targets)
     return Memory(
-        weights=weights(base, width, width, trained=False),
+        weights=weights(base, width, width),
         adapter=0,
         gradients=gradients(sum(sizes)) if early else (width + FP32) * max(sizes),
         optimizer=optimizer(sum(sizes)) if early else 0,
         activations=tokens * (activations(base, width) + width * inputs),
-        logits=logits(base, tokens, width),
+        logits=logits(base, tokens),
     )
 
 
-def weights(base: Dimensions, held: int, computed: int, *, trained: bool) -> int:
-    """Every parameter once, P x held bytes; where all are trained, autocast keeps a copy in the compute type as well."""
-    return base.parameters * (held + (computed if trained and computed != held else 0))
+def weights(base: Dimensions, held: int, computed: int) -> int:
+    """Every parameter once, P x held bytes; where autocast computes in a narrower type, the graph keeps each weight in that as well."""
+    return base.parameters * (held + (computed if computed < held else 0))
 
 
 def packed_weights(base: Dimensions, width: int, kind: str) -> int:
@@ -115,6 +120,15 @@ def gradients(trained: int) -> int:
     return FP32 * trained
 
 
+def gradients_beside(trained: int, passing: int, *, accumulated: bool) -> int:
+    """What the gradients add to the peak, beside `passing` bytes of activations and logits.
+
+    Over several micro-batches they are there while the next one's activations are: 4 P. Of one micro-batch a gradient comes when
+    the activations go, so the peak has the larger of the two.
+    """
+    return gradients(trained) if accumulated else max(gradients(trained) - passing, 0)
+
+
 def optimizer(trained: int) -> int:
     """AdamW's two moments in fp32: 8 P."""
     return 2 * FP32 * trained
@@ -138,25 +152,44 @@ def inputs_kept(base: Dimensions, width: int) -> int:
 
 
 def adapter_activations(sizes: AdapterSizes, tokens: int, width: int) -> int:
-    """Bytes that the adapted modules keep for a micro-batch: a times the values that each of them keeps."""
-    return width * sum(values_kept(terms, tokens) for terms in sizes.terms)
+    """Bytes that the adapted modules keep for a micro-batch: a times the values of their own, and their inputs.
+
+    In bf16 each product casts its input anew; in fp32 modules that read one tensor keep it once.
+    """
+    inputs = shared_inputs(sizes.terms) if width == FP32 else sum(casts(terms, tokens) * terms.module.in_features for terms in sizes.terms)
+    return width * (tokens * inputs + sum(values_kept(terms, tokens) for terms in sizes.terms))
 
 
 def values_kept(terms: Terms, tokens: int) -> int:
-    """Values that one adapted module keeps of T tokens.
+    """Values that one adapted module keeps of T tokens, beside its input.
 
-    LoRA: its input and r values a token, T (in + r). SoKA, where theta - theta0 is two Kronecker sums (`adapter/layer.py`): factor by
-    factor the input for each of them and the r n p values between the factors of the first, T (2 in + r n p); through the
-    dense matrix the input and that matrix, T in + out in.
+    LoRA: T r. SoKA, where theta - theta0 is two Kronecker sums (`adapter/layer.py`): factor by factor the T r n p values between the
+    factors of the first; through the dense matrix that matrix, out in.
     """
-    inputs, shape, rank = terms.module.in_features, terms.shape, terms.rank
+    shape, rank = terms.shape, terms.rank
     if shape is None:
-        return tokens * (inputs + rank)
-    if factored_is_cheaper(shape, terms=2 * rank, vectors=tokens):
-        return tokens * (2 * inputs + rank * shape.n * shape.p)
-    return tokens * inputs + shape.out_features * shape.in_features
+        return tokens * rank
+    return tokens * rank * shape.n * shape.p if is_factored(terms, tokens) else shape.out_features * shape.in_features
 
 
-def logits(base: Dimensions, tokens: int, width: int) -> int:
-    """The scores of every token, T V (a + 12): as computed, their fp32 copy, its log-softmax, and the gradient."""
-    return tokens * base.vocabulary * (width + 3 * FP32)
+def casts(terms: Terms, tokens: int) -> int:
+    """How often a module's input is read: by each of the two Kronecker sums where they go factor by factor, else once."""
+    return 2 if terms.shape is not None and is_factored(terms, tokens) else 1
+
+
+def is_factored(terms: Terms, tokens: int) -> bool:
+    return terms.shape is not None and factored_is_cheaper(terms.shape, terms=2 * terms.rank, vectors=tokens)
+
+
+def shared_inputs(terms: Sequence[Terms]) -> int:
+    """Width of all the tensors that the modules read, each once; the attention's result is kept by the attention as it is."""
+    read: dict[tuple[str, str], int] = {}
+    for one in terms:
+        parent, _, kind = one.module.name.rpartition(".")
+        read[parent, SAME_INPUT.get(kind, kind)] = 0 if kind == AFTER_ATTENTION else one.module.in_features
+    return sum(read.values())
+
+
+def logits(base: Dimensions, tokens: int) -> int:
+    """The scores of every token in fp32 while the loss goes back, 12 T V: their log-softmax, its gradient, and theirs."""
+    return 3 * FP32 * tokens * base.vocabulary

@@ -16,8 +16,10 @@ from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import Dimensions, dimensions, unmatched
 from soka_cli.stages.ledger_table import ledger_table
 from soka_cli.stages.length import Length, length
+from soka_cli.stages.like_rank import lokr_span
 from soka_cli.stages.memory import Memory, estimate, start_memory
 from soka_cli.stages.outcome import Cell, Outcome, Sample, Table
+from soka_cli.stages.plan_costs import cost_figures, cost_tables, effort_note, truncation_note
 from soka_cli.stages.sizes import PlannedModule, adapter_sizes, adapter_totals, budget_left, lora_parameters, planned_modules
 
 SCHEMA_VERSION = 1
@@ -28,11 +30,12 @@ WORDS = {
     "optimizer": "AdamW's two moments",
     "activations": "activations of a micro-batch",
     "logits": "logits and their gradient",
+    "workspace": "workspace of the processes",
     "total": "in all",
 }
 
 
-def plan(context: StageContext, *, show_data: int = 0) -> Outcome:
+def plan(context: StageContext, *, show_data: int = 0, processes: int = 1, tokens_per_s: float | None = None) -> Outcome:
     """Say what the recipe costs, and write plan.json: the fields of `figures`, below.
 
     `from` is with every module at its smallest, `to` at its largest; they are equal unless a rule reads the spectrum or the
@@ -42,13 +45,17 @@ def plan(context: StageContext, *, show_data: int = 0) -> Outcome:
         model       name, source, parameters
         method
         kinds       per module type and size: kind, modules, out_features, in_features, shape {m, n, p, q} or null, searched
-                    (how many shapes the search compares), term_parameters or null, rank, parameters, lora_parameters, each of
-                    these three {from, to}
-        totals      modules, components, parameters, lora_parameters, the last three {from, to}; for method soka lora_within, LoRA
-                    of no more parameters: those of a_rank over all modules, the rank {from, to}
+                    (how many shapes the search compares), term_parameters or null, rank, parameters, lora_parameters (PiSSA's
+                    too), lokr_parameters, each of these four {from, to}
+        totals      modules, components, parameters, lora_parameters, lokr_parameters, the last four {from, to}; for method soka
+                    lora_within, LoRA of no more parameters: those of a_rank over all modules, the rank {from, to}
         training    rows, steps, tokens (null where not known), tokens_at_most, sampled; packs a pass under packing; ledger, what
                     became of the rows that were looked at, null where data or tokenizer are not at hand
-        memory      {from, to}: bytes of weights, adapter, gradients, optimizer, activations, logits, total
+        memory      {from, to}: bytes of weights, adapter, gradients, optimizer, activations, logits, workspace, total
+        per_gpu     processes; ddp and fsdp2, the same bytes on each of so many GPUs, at the most terms
+        effort      operations_a_token, operations, tokens_per_s, speed_from (given or measured), seconds; null where not known
+        disk        bytes of decompose, checkpoint, checkpoints, adapter, merged, total
+        evaluation  per entry: name, items, max_new_tokens, tokens_at_most, models, operations_at_most, cache_bytes
         start_memory  the same for making a start from data; null for another start
         rows_shown  with `show_data`, so many rows of each source: path, row, truncated, input_ids, labels
 
@@ -71,6 +78,8 @@ def plan(context: StageContext, *, show_data: int = 0) -> Outcome:
         "memory": memory_figures(context, base, modules),
         "start_memory": start_figures(context, base),
     }
+    largest = adapter_sizes(recipe.adapter, modules, most=True)
+    figures |= cost_figures(context, base, largest, steps, world=processes, tokens_per_s=tokens_per_s)
     shown = shown_rows(context, show_data)
     write(context.layout.plan, figures)
     return Outcome(
@@ -81,7 +90,9 @@ def plan(context: StageContext, *, show_data: int = 0) -> Outcome:
         tables=(
             *modules_table(context, figures),
             memory_table(figures["memory"]),
+            *per_gpu_table(figures["per_gpu"]),
             *start_table(context, figures["start_memory"]),
+            *cost_tables(figures),
             *rows_table(steps),
         ),
         samples=shown,
@@ -158,6 +169,7 @@ def kind_figures(members: Sequence[PlannedModule]) -> dict[str, Any]:
         "rank": span(first.least, first.most),
         "parameters": span(count * first.choices[0].parameters, count * first.choices[-1].parameters),
         "lora_parameters": span(count * lora_parameters(first.module, first.least), count * lora_parameters(first.module, first.most)),
+        "lokr_parameters": lokr_span(members),
     }
 
 
@@ -165,13 +177,20 @@ def totals(context: StageContext, base: Dimensions, modules: Sequence[PlannedMod
     """Trained parameters in all; for method full that is the whole model, and there are no components."""
     if context.recipe.adapter.method == "full":
         nothing = span(0, 0)
-        return {"modules": 0, "components": nothing, "parameters": span(base.parameters, base.parameters), "lora_parameters": nothing}
+        return {
+            "modules": 0,
+            "components": nothing,
+            "parameters": span(base.parameters, base.parameters),
+            "lora_parameters": nothing,
+            "lokr_parameters": nothing,
+        }
     counts = adapter_totals(context.recipe.adapter, modules)
     found: dict[str, Any] = {
         "modules": len(modules),
         "components": span(*counts.components),
         "parameters": span(*counts.parameters),
         "lora_parameters": span(*counts.lora_parameters),
+        "lokr_parameters": lokr_span(modules, shared_out=True),
     }
     if context.recipe.adapter.method == "soka":
         a_rank = sum(lora_parameters(one.module, 1) for one in modules)
@@ -205,6 +224,7 @@ def modules_table(context: StageContext, figures: dict[str, Any]) -> tuple[Table
             span_text(one["rank"]),
             span_text(one["parameters"]),
             span_text(one["lora_parameters"]),
+            span_text(one["lokr_parameters"]),
         )
         for one in figures["kinds"]
     ]
@@ -217,10 +237,11 @@ def modules_table(context: StageContext, figures: dict[str, Any]) -> tuple[Table
             span_text(every["components"]),
             span_text(every["parameters"]),
             span_text(every["lora_parameters"]),
+            span_text(every["lokr_parameters"]),
         )
     )
     columns = ("modules", "shape", "a term", "terms") if soka else ("modules", "weight", "a rank", "rank")
-    return (Table("Trained parameters", (*columns, "parameters", "LoRA, same rank"), tuple(rows)),)
+    return (Table("Trained parameters", (*columns, "parameters", "LoRA, PiSSA, same rank", "LoKr, same rank"), tuple(rows)),)
 
 
 def size_text(kind: dict[str, Any]) -> str:
@@ -246,6 +267,14 @@ def memory_table(memory: dict[str, Any]) -> Table:
     ranged = memory["from"] != memory["to"]
     sides = {"fewest terms": memory["from"], "most terms": memory["to"]} if ranged else {"": memory["to"]}
     return bytes_table("Memory of one training step, estimated", sides)
+
+
+def per_gpu_table(per_gpu: dict[str, Any]) -> tuple[Table, ...]:
+    """For several processes, what each GPU holds either way."""
+    if per_gpu["processes"] == 1:
+        return ()
+    sides = {"DDP": per_gpu["ddp"], "FSDP2": per_gpu["fsdp2"]}
+    return (bytes_table(f"Memory of each of {per_gpu['processes']} GPUs, estimated, at the most terms", sides),)
 
 
 def start_table(context: StageContext, memory: dict[str, int] | None) -> tuple[Table, ...]:
@@ -285,7 +314,13 @@ def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModu
         found.append(f"{share}; adapter and merge are those of the float model")
     if (start := figures["start_memory"]) is not None:
         found.append(start_note(context, start["total"]))
-    return [*found, length_note(context, steps), *(f"training rows: {sentence}" for sentence in steps.row_notes)]
+    return [
+        *found,
+        length_note(context, steps),
+        effort_note(figures),
+        *truncation_note(steps),
+        *(f"training rows: {sentence}" for sentence in steps.row_notes),
+    ]
 
 
 def budget_note(adapter: AdapterSection, modules: Sequence[PlannedModule], trained: dict[str, int]) -> str:

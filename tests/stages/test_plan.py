@@ -262,12 +262,14 @@ def test_a_llama_worked_out_from_its_numbers_is_the_one_that_transformers_builds
 
 def test_the_packaged_table_is_what_transformers_builds() -> None:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-    assert len(shape_table()) == 3
+    kinds = {"LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM), "MistralForCausalLM": (MistralConfig, MistralForCausalLM)}
+    assert len(shape_table()) == 5
     for name, facts in shape_table().items():
+        config, built = kinds[facts["architectures"][0]]
         with torch.device("meta"):
-            model = LlamaForCausalLM(LlamaConfig(**{**facts, "num_hidden_layers": 2}))
+            model = built(config(**{**facts, "num_hidden_layers": 2}))
         two_layers = dimensions_of({**facts, "num_hidden_layers": 2})
         assert two_layers.parameters == sum(parameter.numel() for parameter in model.parameters()), name
 

@@ -1,0 +1,124 @@
+"""What a run takes beside memory: floating-point operations, time, disk, and the tokens that its evaluation writes.
+
+A multiply-add is two operations. P is the weights that every token is multiplied by (the token table, which is looked up, left
+out unless it is the output layer as well), L the blocks, d the width of all query heads together, S the tokens of a row.
+"""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soka_cli.recipe.places import locate
+from soka_cli.recipe.schema import EvalSection, Recipe
+from soka_cli.stages.dimensions import Dimensions
+from soka_cli.stages.memory import BYTES, FP32, is_factored
+from soka_cli.stages.sizes import AdapterSizes, Terms
+
+JUDGED = 3  # base, adapter, merged
+LAST_STEPS = 100  # of metrics.jsonl, whose median speed counts as measured
+SIZES = {
+    "openai/gsm8k": 1319,
+    "DigitalLearningGmbH/MATH-lighteval": 5000,
+    "google-research-datasets/mbpp": 500,
+    "openai/openai_humaneval": 164,
+}
+"""Items in the test split of benchmarks on the Hub, for a plan without a network."""
+
+
+def operations_a_token(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> int:
+    """Forward 2 P + 2 L d S (attention sees half of S x S); backward as much again for the inputs, attention twice; 2 P more where every
+    weight learns; and three times the adapter's products."""
+    attention = 2 * base.layers * base.attention * recipe.data.max_length
+    passes = 6 if recipe.adapter.method == "full" else 4
+    tokens = recipe.train.micro_batch_size * recipe.data.max_length
+    return passes * base.multiplied + 3 * attention + 3 * sum(adapter_operations(terms, tokens) for terms in sizes.terms)
+
+
+def adapter_operations(terms: Terms, tokens: int) -> int:
+    """A token's operations in one adapted module, forward: LoRA 2 r (in + out); SoKA, of two Kronecker sums, 4 r n p (q + m), or through
+    the dense matrix 2 out in and its share of building it."""
+    module, shape, rank = terms.module, terms.shape, terms.rank
+    if shape is None:
+        return 2 * rank * (module.in_features + module.out_features)
+    if is_factored(terms, tokens):
+        return 4 * rank * shape.n * shape.p * (shape.q + shape.m)
+    size = module.out_features * module.in_features
+    return 2 * size + 4 * rank * size // tokens
+
+
+def measured_speed(metrics: Path) -> float | None:
+    """Tokens a second of a run that has trained: the median of its last steps; None where none is written."""
+    try:
+        lines = metrics.read_text(encoding="utf8").splitlines()[-LAST_STEPS:]
+        rows = [json.loads(line) for line in lines]
+        speeds = [float(row["tokens_per_s"]) for row in rows if row.get("tokens_per_s")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return statistics.median(speeds) if speeds else None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run leaves, and of checkpoints the most that lie there at once.
+
+    `checkpoint` is one: trained and kept values (4 a value), AdamW's moments (8 a trained one). There are `keep_checkpoints` and one
+    being written.
+    """
+
+    decompose: int
+    checkpoint: int
+    checkpoints: int
+    adapter: int
+    merged: int
+
+    @property
+    def total(self) -> int:
+        return self.decompose + self.checkpoints + self.adapter + self.merged
+
+
+def disk(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> Disk:
+    """From the largest ranks that a rule may choose; the model that is trained whole, or merged, is in the base's type."""
+    full = recipe.adapter.method == "full"
+    model = base.parameters * BYTES[recipe.model.dtype]
+    trained, kept = (base.parameters, 0) if full else (sizes.trained, sizes.kept)
+    checkpoint = FP32 * (3 * trained + kept)
+    return Disk(
+        decompose=FP32 * trained if recipe.adapter.method == "soka" else 0,
+        checkpoint=checkpoint,
+        checkpoints=checkpoint * (recipe.train.keep_checkpoints + 1),
+        adapter=model if full else FP32 * (trained + kept),
+        merged=0 if full else model,
+    )
+
+
+def evaluation(entry: EvalSection, base: Dimensions, width: int) -> dict[str, Any]:
+    """One benchmark: items (null where the data is not at hand and its size not known), the most tokens that one model writes, the
+    operations of writing them, and bytes of keys and values of one batch's new tokens."""
+    from soka_cli.tasks.protocol import protocol_named
+
+    longest = entry.max_new_tokens or protocol_named(entry.protocol, entry.task).max_new_tokens
+    items = items_of(entry)
+    tokens = None if items is None else items * longest
+    return {
+        "name": entry.folder,
+        "items": items,
+        "max_new_tokens": longest,
+        "tokens_at_most": tokens,
+        "models": JUDGED,
+        "operations_at_most": None if tokens is None else JUDGED * 2 * base.multiplied * tokens,
+        "cache_bytes": 2 * base.layers * base.key_value * width * entry.batch_size * longest,
+    }
+
+
+def items_of(entry: EvalSection) -> int | None:
+    place = locate(entry.path)
+    if not isinstance(place, Path):
+        found = SIZES.get(entry.path) if entry.split == "test" else None
+    elif place.suffix == ".jsonl" and entry.task in ("gsm8k", "math", "humaneval"):
+        with place.open("rb") as file:
+            found = sum(1 for line in file if line.strip())
+    else:
+        found = None  # the task picks its split by the rows' ids
+    return found if entry.limit is None else entry.limit if found is None else min(found, entry.limit)
