@@ -34,6 +34,9 @@ def soka_type(members: Any = PeftType) -> Any:
 
 SOKA = soka_type()
 
+SIGMAS = ("separate", "split")
+"""How a start's sigma is held: by itself, or folded into both factors."""
+
 
 def _find(pattern: dict[str, Any], module_name: str) -> Any:
     """The entry for a module: its full name first, then the first key that matches its end as a pattern; else None."""
@@ -109,6 +112,9 @@ class SokaConfig(PeftConfig):
             "sigmas), gradient or early-update (those of a factor file)."
         },
     )
+    sigma: str = field(
+        default="separate", metadata={"help": "separate: unit factors and their sigma; split: sqrt(sigma) in both factors, sigma 1."}
+    )
     init_weights: bool = field(
         default=True, metadata={"help": "True starts as the base model; False starts away from it, which only tests want."}
     )
@@ -129,6 +135,8 @@ class SokaConfig(PeftConfig):
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified. ")
         if self.init not in INIT_READS:
             raise ValueError(f"init is {self.init!r}; there are: {', '.join(INIT_READS)}")
+        if self.sigma not in SIGMAS:
+            raise ValueError(f"sigma is {self.sigma!r}; there are: {', '.join(SIGMAS)}")
         _rank_rule(self.rank)
         for choice in (self.shape, *self.shape_pattern.values()):
             _require_known_shape(choice)

@@ -146,7 +146,7 @@ def attach_factors(model: nn.Module, config: SokaConfig, path: Path, adapter_nam
     attached = get_peft_model(model, config, adapter_name=adapter_name, low_cpu_mem_usage=True)
     for name, layer in attached.base_model.model.named_modules():
         if isinstance(layer, SokaLayer):
-            layer.set_factors(adapter_name, file.modules[name])
+            layer.start_from(adapter_name, config, file.modules[name])
     return attached
 
 

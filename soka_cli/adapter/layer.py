@@ -113,6 +113,7 @@ class SokaLayer(BaseTunerLayer):
 
     def start_from(self, adapter_name: str, config: SokaConfig, start: KronFactors) -> None:
         """Give the adapter its start, and present terms that equal it, or by `init_weights=False` do not."""
+        start = start.with_sigma_split() if config.sigma == "split" else start
         self.set_factors(adapter_name, *((start, start) if config.init_weights else _apart(start)))
 
     def set_factors(self, adapter_name: str, start: KronFactors, present: KronFactors | None = None) -> None:

@@ -50,6 +50,11 @@ class KronFactors:
         """The first terms alone, in tensors of their own."""
         return KronFactors(self.left[:rank].clone(), self.right[:rank].clone(), self.sigma[:rank].clone())
 
+    def with_sigma_split(self) -> "KronFactors":
+        """The same sum with sqrt(sigma) folded into both factors, and every sigma 1."""
+        root = self.sigma.sqrt()[:, None, None]
+        return KronFactors(root * self.left, root * self.right, torch.ones_like(self.sigma))
+
 
 @dataclass
 class Decomposition:

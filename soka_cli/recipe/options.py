@@ -25,6 +25,8 @@ def below(annotation: Any, key: str) -> list[Any] | None:
             found.append(get_args(part)[1])
         elif get_origin(part) is list and key.isdecimal():
             found.append(get_args(part)[0])
+        elif part is Any:
+            found.append(Any)
     return found or None
 
 

@@ -4,13 +4,15 @@ from typing import Any
 
 import yaml
 
-from soka_cli.recipe.schema import INIT_READS, METHOD_READS, RULE_READS, AdapterSection, RankSection, Recipe, Section
+from soka_cli.recipe.schema import INIT_READS, RANKED, RULE_READS, AdapterSection, RankSection, Recipe, Section, adapter_reads
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe as plain values: defaults spelt out; nulls and what the method does not read left out."""
     mapping = section_mapping(recipe)
-    if recipe.adapter.method in ("lora", "pissa"):
+    adapter = recipe.adapter
+    ranked = adapter.method in RANKED or adapter.match_parameters is not None
+    if ranked and adapter.match_parameters != "soka" and "rank" in mapping["adapter"]:
         del mapping["adapter"]["rank"]["spectrum"]
     return mapping
 
@@ -29,7 +31,7 @@ def fields_read(section: Section) -> list[str]:
     names = list(type(section).model_fields)
     if isinstance(section, AdapterSection):
         unread = {name for reads in INIT_READS.values() for name in reads} - set(INIT_READS[section.init])
-        return [name for name in names if name == "method" or (name in METHOD_READS[section.method] and name not in unread)]
+        return [name for name in names if name == "method" or (name in adapter_reads(section) and name not in unread)]
     if isinstance(section, RankSection):
         return [name for name in names if name == "rule" or name in RULE_READS[section.rule]]
     return names

@@ -13,13 +13,23 @@ from pydantic_core import PydanticCustomError
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
+BASELINE = ("target_modules", "rank", "alpha", "match_parameters", "config")
 METHOD_READS = {
-    "soka": ("target_modules", "shape", "shape_pattern", "rank", "init", "init_rows", "init_steps", "init_lr"),
-    "lora": ("target_modules", "rank", "alpha"),
-    "pissa": ("target_modules", "rank", "alpha"),
+    "soka": ("target_modules", "shape", "shape_pattern", "rank", "init", "init_rows", "init_steps", "init_lr", "sigma"),
+    "lora": BASELINE,
+    "pissa": BASELINE,
+    "lokr": BASELINE,
+    "dora": BASELINE,
     "full": (),
+    "peft": ("target_modules", "match_parameters", "config"),
 }
-"""Which options of the adapter section a method reads, beside `method`."""
+"""Which options of the adapter section a method reads, beside `method`; `adapter_reads` adds those of a method that is matched."""
+
+RANKED = ("lora", "pissa", "lokr", "dora")
+"""Methods whose size is one rank for all modules."""
+
+COUNTED_RULES = ("fixed", "budget")
+"""Rank rules whose number of parameters is known before a weight is read."""
 
 UNPACKED_METHODS = {
     "full": "trains every weight, and a packed one cannot be trained",
@@ -175,6 +185,23 @@ def modules_named(value: Any) -> Any:
 TargetModules = Annotated[list[str] | str, BeforeValidator(modules_named)]
 
 
+def count_or_method(value: Any) -> Any:
+    """A count, or the name of a method that has one."""
+    names = ("soka", *RANKED)
+    if isinstance(value, str) and value in names:
+        return value
+    try:
+        count = count_with_suffix(value)
+    except ValueError:
+        raise ValueError(f"is {value!r}; write a count (991353, 0.99M) or {', '.join(names)}") from None
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"is {value!r}; write a count of 1 or more, or {', '.join(names)}")
+    return count
+
+
+MatchedParameters = Annotated[int | str, BeforeValidator(count_or_method)]
+
+
 class RankSection(Section):
     """How many terms each module keeps."""
 
@@ -186,7 +213,7 @@ class RankSection(Section):
         default="gap", description="How the elbow of the spectrum is found: largest drop, largest drop by ratio, farthest from the chord."
     )
     max: PositiveCount = Field(default=16, description="Most terms a module may keep, in terms.")
-    value: PositiveCount | None = Field(default=None, description="Terms a module keeps under rule fixed; the rank of lora and pissa.")
+    value: PositiveCount | None = Field(default=None, description="Terms a module keeps under rule fixed; the rank of the other methods.")
     noise: Rate | None = Field(
         default=None, description="Standard deviation of the noise in an entry of the weight, for rule gavish-donoho; null estimates it."
     )
@@ -218,7 +245,9 @@ class RankSection(Section):
 class AdapterSection(Section):
     """What is trained."""
 
-    method: Literal["soka", "lora", "pissa", "full"] = Field(default="soka", description="full trains every weight.")
+    method: Literal["soka", "lora", "pissa", "lokr", "dora", "full", "peft"] = Field(
+        default="soka", description="full trains every weight, peft takes the method of PEFT that config names."
+    )
     target_modules: TargetModules = Field(
         default=["q_proj", "v_proj"], description="Name endings (list), a pattern (string), or all-linear."
     )
@@ -231,11 +260,18 @@ class AdapterSection(Section):
     init_rows: PositiveCount = Field(default=64, description="Training rows of the gradient, or of each early step, in rows.")
     init_steps: PositiveCount = Field(default=10, description="Early steps of full training, whose update is decomposed.")
     init_lr: Rate = Field(default=1e-4, description="Learning rate of the early steps.")
-    alpha: Rate | None = Field(default=None, description="Scale of lora and pissa; null takes the rank.")
+    sigma: Literal["separate", "split"] = Field(
+        default="separate", description="split folds sqrt(sigma) into both factors, so that sigma starts at 1; files and count stay."
+    )
+    alpha: Rate | None = Field(default=None, description="Scale of lora, pissa, lokr and dora; null takes the rank.")
+    match_parameters: MatchedParameters | None = Field(
+        default=None, description="Takes the rank whose parameters come nearest to this count, or to what a method would train here."
+    )
+    config: dict[str, Any] = Field(default={}, description="Further fields of PEFT's own configuration; for peft also peft_type.")
 
     @model_validator(mode="after")
     def options_belong_to_the_method(self) -> "AdapterSection":
-        if found := sorted(self.named() - {"method", *METHOD_READS[self.method]}):
+        if found := sorted(self.named() - {"method", *adapter_reads(self)}):
             pronoun = "it" if len(found) == 1 else "them"
             raise misfit(f"method {self.method} does not read {', '.join(found)}; drop {pronoun}", *found, "method")
         starting = {name for names in INIT_READS.values() for name in names}
@@ -244,12 +280,42 @@ class AdapterSection(Section):
             raise misfit(
                 f"init {self.init} does not read {', '.join(found)}; drop it, or write init: {' or '.join(readers)}", *found, "init"
             )
-        if self.method in ("lora", "pissa"):
-            if self.rank.rule != "fixed":
-                raise misfit(f"method {self.method} needs rank: {{rule: fixed, value: r}}", "rank", "method")
-            if "spectrum" in self.rank.named():
-                raise misfit(f"method {self.method} does not read rank.spectrum; drop it", "rank.spectrum", "method")
+        if self.method in RANKED or self.match_parameters is not None:
+            self._require_rank()
+        if (self.method == "peft") != ("peft_type" in self.config):
+            message = (
+                "method peft needs config: {peft_type: LOHA, ...}" if self.method == "peft" else "config.peft_type belongs to method: peft"
+            )
+            raise misfit(message, "config", "method")
         return self
+
+    def _require_rank(self) -> None:
+        """A rank that is given, or what it is to match."""
+        match, rank = self.match_parameters, self.rank
+        if isinstance(match, int):
+            if "rank" in self.named():
+                raise misfit("match_parameters chooses the rank; drop rank", "rank", "match_parameters")
+        elif match == "soka":
+            if rank.rule not in COUNTED_RULES:
+                raise misfit(
+                    f"rule {rank.rule} tells its parameters only after soka decompose, which prints them: match_parameters: COUNT",
+                    "match_parameters",
+                    "rank",
+                )
+        elif rank.rule != "fixed":
+            raise misfit(f"method {match or self.method} needs rank: {{rule: fixed, value: r}}", "rank", "method")
+        elif "spectrum" in rank.named():
+            raise misfit(f"method {match or self.method} does not read rank.spectrum; drop it", "rank.spectrum", "method")
+
+
+def adapter_reads(section: AdapterSection) -> tuple[str, ...]:
+    """The options that the section's method reads, and those that say what it matches."""
+    reads = METHOD_READS[section.method]
+    if section.match_parameters is None:
+        return reads
+    if isinstance(section.match_parameters, int):
+        return tuple(name for name in reads if name != "rank" or "rank" in section.named())
+    return tuple(dict.fromkeys((*reads, "rank", *(METHOD_READS["soka"] if section.match_parameters == "soka" else ()))))
 
 
 class SourceSection(Section):

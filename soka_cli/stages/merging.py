@@ -7,7 +7,7 @@ torch's own, one module's factors and a few blocks of rows.
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,6 +45,7 @@ class Merge:
 
     `plain` maps a stored tensor to the module whose weight it is, one for one; `joined` maps one that several weights share, or
     that a weight is computed from, to those weights. Both are read, added to and written in blocks of rows, the latter whole.
+    `given` holds the tensors that PEFT merged itself (`own_merge`), exactly.
     """
 
     base: Checkpoint
@@ -52,6 +53,7 @@ class Merge:
     plain: Mapping[str, str]
     joined: Mapping[str, list["StoredWeight"]]
     asked: torch.dtype | None = None
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, base: Checkpoint, adapter: Path, dtype: str | None = None) -> "Merge":
@@ -60,19 +62,23 @@ class Merge:
         if (file := AdapterFile.of(adapter, base)) is not None:
             return cls(base, file.update, {f"{name}.weight": name for name in file.modules}, {}, asked)
         from soka_cli.stages.deltas import placed_deltas
+        from soka_cli.stages.own_merge import OwnMerge, adds_matrices
 
+        if not adds_matrices(adapter):
+            return cls(base, no_update, {}, {}, asked, OwnMerge(adapter, base).given)
         deltas, weights = placed_deltas(adapter, base)
         return cls(base, deltas.update, *sorted_out(weights), asked)
 
     @property
     def touched(self) -> set[str]:
         """The stored tensors that the adapter adds to."""
-        return {*self.plain, *self.joined}
+        return {*self.plain, *self.joined, *self.given}
 
     @property
     def modules(self) -> int:
-        """Adapted modules."""
-        return len({*self.plain.values(), *(weight.target.name for weights in self.joined.values() for weight in weights)})
+        """Adapted modules, or the tensors that PEFT merged itself."""
+        joined = {weight.target.name for weights in self.joined.values() for weight in weights}
+        return len({*self.plain.values(), *joined, *self.given})
 
     @property
     def dtype(self) -> str:
@@ -86,8 +92,8 @@ class Merge:
 
     def parts(self, name: str) -> Iterator[Part]:
         """A tensor from its first row to its last, in blocks; exit 8 where a value has no place in the type."""
-        if name in self.joined:
-            yield self._rounded(name, self._joined(name), 0)
+        if name in self.given or name in self.joined:
+            yield self._rounded(name, self.given[name] if name in self.given else self._joined(name), 0)
             return
         size = self.base.shape(name)
         update = self._update(name, size) if name in self.plain else None
@@ -123,6 +129,10 @@ class Merge:
             value, place = exact[index].item(), ((index[0] + first, *index[1:]) if index else index)
             raise unmergeable(name, f"the merged value {value:g} at {place} has no place in {str(stored.dtype)[6:]}")
         return Part(exact, stored)
+
+
+def no_update(module: str) -> Update:
+    raise KeyError(module)
 
 
 def added(weight: Tensor, update: Tensor) -> Tensor:

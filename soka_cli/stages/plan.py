@@ -12,15 +12,17 @@ from soka_cli.recipe.places import shown
 from soka_cli.recipe.schema import AdapterSection
 from soka_cli.run.resources import available_memory
 from soka_cli.run.write import write_json
+from soka_cli.stages.baselines import by_formula, laid_out, lora_parameters
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import Dimensions, dimensions, unmatched
 from soka_cli.stages.ledger_table import ledger_table
 from soka_cli.stages.length import Length, length
 from soka_cli.stages.like_rank import lokr_span
+from soka_cli.stages.matching import settled
 from soka_cli.stages.memory import Memory, estimate, start_memory
 from soka_cli.stages.outcome import Cell, Outcome, Sample, Table
 from soka_cli.stages.plan_costs import cost_figures, cost_tables, effort_note, truncation_note
-from soka_cli.stages.sizes import PlannedModule, adapter_sizes, adapter_totals, budget_left, lora_parameters, planned_modules
+from soka_cli.stages.sizes import PlannedModule, adapter_sizes, adapter_totals, budget_left, counted_modules, planned_modules
 
 SCHEMA_VERSION = 1
 WORDS = {
@@ -44,6 +46,7 @@ def plan(context: StageContext, *, show_data: int = 0, processes: int = 1, token
         schema_version
         model       name, source, parameters
         method
+        match       method, matched, wanted, rank, parameters: the rank that match_parameters chose; null without it
         kinds       per module type and size: kind, modules, out_features, in_features, shape {m, n, p, q} or null, searched
                     (how many shapes the search compares), term_parameters or null, rank, parameters, lora_parameters (PiSSA's
                     too), lokr_parameters, each of these four {from, to}
@@ -64,14 +67,18 @@ def plan(context: StageContext, *, show_data: int = 0, processes: int = 1, token
     Raises:
         SokaError: exit 2 (targets, shapes), 3 (base model), 4 (data that is at hand and damaged), 7 (nothing to learn in it).
     """
+    context, match = settled(context)
     recipe = context.recipe
-    base = dimensions(recipe.model, recipe.adapter.target_modules, offline=context.offline)
-    modules = planned_modules(recipe.adapter, base.targets)
+    base = dimensions(
+        recipe.model, "all-linear" if recipe.adapter.method == "peft" else recipe.adapter.target_modules, offline=context.offline
+    )
+    modules = adapted_modules(context, base)
     steps = length(context)
     figures: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": {"name": recipe.model.name, "source": base.source, "parameters": base.parameters},
         "method": recipe.adapter.method,
+        "match": None if match is None else asdict(match),
         "kinds": [kind_figures(members) for members in kinds(modules)],
         "totals": totals(context, base, modules),
         "training": {name: value for name, value in asdict(steps).items() if name != "row_notes"},
@@ -96,7 +103,7 @@ def plan(context: StageContext, *, show_data: int = 0, processes: int = 1, token
             *rows_table(steps),
         ),
         samples=shown,
-        notes=tuple(notes(context, base, modules, figures, steps)),
+        notes=(*notes(context, base, modules, figures, steps), *([match.sentence] if match else [])),
         next_commands=(run_command(context),),
     )
 
@@ -116,6 +123,17 @@ def rows_table(steps: Length) -> tuple[Table, ...]:
         return ()
     sample = ", judged by a sample" if steps.sampled else ""
     return (ledger_table(f"Training rows{sample}", {"train": steps.ledger}),)
+
+
+def adapted_modules(context: StageContext, base: Dimensions) -> list[PlannedModule]:
+    """What the adapter has on each module; a method that no formula counts is laid out on the base's modules, without weights."""
+    section, model = context.recipe.adapter, context.recipe.model
+    if section.method in ("soka", "full") or by_formula(section):
+        return planned_modules(section, base.targets)
+    from soka_cli.models.snapshot import snapshot
+
+    folder = snapshot(model.name, revision=model.revision, offline=context.offline, weights=False)
+    return counted_modules(laid_out(section, folder), section.config.get("r") or section.rank.value or 1)
 
 
 def run_command(context: StageContext) -> str:
@@ -297,7 +315,7 @@ def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModu
     trained = figures["totals"]["parameters"]
     share = " to ".join(dict.fromkeys(f"{100 * value / base.parameters:.2g}%" for value in trained.values()))
     found = [f"{context.recipe.model.name}: {base.parameters:,} parameters, of which {share} trained (sizes: {base.source})"]
-    if figures["kinds"]:
+    if figures["kinds"] and context.recipe.adapter.method != "peft":
         missed = unmatched(context.recipe.adapter.target_modules, [one.name for one in base.targets])
         found += [f"{name} in target_modules matches nothing" for name in missed]
     if any(one["searched"] for one in figures["kinds"]):

@@ -29,6 +29,7 @@ def run(context: StageContext) -> Outcome:
     from soka_cli.stages.exam import prepare_exams
     from soka_cli.stages.execution import require_isolation
     from soka_cli.stages.merge import merge
+    from soka_cli.stages.own_merge import UnmergeableError
     from soka_cli.stages.report import report
     from soka_cli.stages.train import train
 
@@ -48,7 +49,10 @@ def run(context: StageContext) -> Outcome:
         if exams:
             step("evaluate the base", evaluate, context, ["base"])
             step("evaluate the adapter", evaluate, context, ["adapter"])
-        step("merge", merge, context)
+        try:
+            step("merge", merge, context)
+        except UnmergeableError as error:
+            context.reporter.warn(f"{error.what}: {error.why}")
         if exams and context.layout.merged_model.is_dir():  # method full leaves nothing to merge
             step("evaluate the merged model", evaluate, context, ["merged"])
         step("report", report, context)

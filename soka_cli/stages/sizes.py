@@ -11,16 +11,18 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron import KronShape, RankRule, affordable, balanced, choose_shape, search_budget
 from soka_cli.recipe.schema import AdapterSection
 from soka_cli.stages.allocation import spread_evenly
+from soka_cli.stages.baselines import baseline_parameters, lora_parameters
 from soka_cli.stages.dimensions import LinearModule
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What one module may get: `rank` terms of a shape; None where the method knows no shapes."""
+    """What one module may get: `rank` terms of a shape, or what another method trains there (`counted`) at this rank."""
 
     module: LinearModule
     shape: KronShape | None
     rank: int
+    counted: int | None = None
 
     @property
     def room(self) -> int:
@@ -29,6 +31,8 @@ class Terms:
 
     @property
     def parameters(self) -> int:
+        if self.counted is not None:
+            return self.counted
         return self.shape.parameters(self.rank) if self.shape else lora_parameters(self.module, self.rank)
 
 
@@ -56,8 +60,10 @@ class PlannedModule:
 
     @property
     def term_parameters(self) -> int | None:
-        """Parameters of one term (SoKA), or of one rank (LoRA); None where the search decides."""
-        return Terms(self.module, self.shape, 1).parameters if self.searched == 1 else None
+        """Parameters of one term (SoKA), or of one rank (LoRA, PiSSA); None where the search decides, or a rank has no one price."""
+        if self.searched != 1 or self.choices[0].counted is not None:
+            return None
+        return Terms(self.module, self.shape, 1).parameters
 
     @property
     def term_costs(self) -> list[int]:
@@ -75,11 +81,6 @@ class PlannedModule:
     def rank(self, *, most: bool) -> int:
         """The largest rank, or the smallest; of a budget, that of the even spread."""
         return self.even.rank if self.even else self.most if most else self.least
-
-
-def lora_parameters(module: LinearModule, rank: int) -> int:
-    """What LoRA trains at this rank: r (out + in)."""
-    return rank * (module.out_features + module.in_features)
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,19 @@ def planned_modules(section: AdapterSection, targets: Sequence[LinearModule]) ->
     """
     if section.method == "full":
         return []
-    if section.method != "soka":
+    if section.method in ("lora", "pissa"):
         return [PlannedModule(module, (Terms(module, None, section.rank.value or 1),)) for module in targets]
+    if section.method != "soka":
+        rank = section.rank.value or 1
+        return counted_modules({module: baseline_parameters(section, module, rank) for module in targets}, rank)
     if section.rank.rule == "budget":
         return budgeted(section, targets)
     return [PlannedModule(module, choices(section, module)) for module in targets]
+
+
+def counted_modules(counts: Mapping[LinearModule, int], rank: int) -> list[PlannedModule]:
+    """Modules of a method that is neither SoKA nor LoRA, with what it trains on each."""
+    return [PlannedModule(module, (Terms(module, None, rank, counted),)) for module, counted in counts.items()]
 
 
 def choices(section: AdapterSection, module: LinearModule) -> tuple[Terms, ...]:

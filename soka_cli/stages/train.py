@@ -4,7 +4,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from soka_cli.adapter import attach_factors
-from soka_cli.adapter.methods import peft_config
+from soka_cli.adapter.methods import attach, peft_config
 from soka_cli.adapter.pissa import adapter_factors, attach_initial, save_converted
 from soka_cli.data.batch import Collator, PackCollator
 from soka_cli.data.curriculum import Curriculum
@@ -39,6 +39,7 @@ from soka_cli.stages.checkpoints import Checkpoints
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import decompose, decompose_inputs
 from soka_cli.stages.decontamination import left_out
+from soka_cli.stages.matching import settled
 from soka_cli.stages.metrics import MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
 from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, reading_order
@@ -102,11 +103,12 @@ def train_inputs(context: StageContext) -> dict[str, Any]:
     """What the result depends on."""
     section = context.recipe.model
     checkpoint = Checkpoint(snapshot(section.name, revision=section.revision, offline=context.offline))
-    train = to_mapping(context.recipe)["train"]
+    recipe = to_mapping(context.recipe)
     return {
         **decompose_inputs(context, checkpoint.digest),
+        "adapter": recipe["adapter"],
         "data": data_inputs(context.recipe),
-        "train": {key: value for key, value in train.items() if key not in SPEED_OPTIONS},
+        "train": {key: value for key, value in recipe["train"].items() if key not in SPEED_OPTIONS},
     }
 
 
@@ -168,6 +170,8 @@ class _Training:
         self.device = torch.device(pick_device(context.device))
         self.ledgers: dict[str, Any] = {}
         self.initial: dict[str, Tensor] | None = None
+        with_rank, self.match = settled(context)
+        self.adapter = with_rank.recipe.adapter
 
     def fit(self) -> dict[str, Any]:
         """Load, train, write the result; returns the stage's figures."""
@@ -175,6 +179,8 @@ class _Training:
         rows = self._rows()
         steps = steps_in_all(self.recipe, rows.order)
         found = self.checkpoints.newest_intact(self.context.reporter)
+        if self.match is not None:
+            self.context.reporter.say(self.match.sentence)
         model = self._model(found[1] if found else None)
         if self.recipe.data.packing:
             require_apart(model)
@@ -185,6 +191,7 @@ class _Training:
         evaluated = [row["eval_loss"] for row in metrics if "eval_loss" in row]
         return {
             "method": self.recipe.adapter.method,
+            "match": None if self.match is None else asdict(self.match),
             "steps": steps,
             "tokens": metrics[-1]["tokens"],
             "first_loss": metrics[0]["loss"],
@@ -228,13 +235,13 @@ class _Training:
         set_seed(self.recipe.seed)
         if self.whole:
             return model.requires_grad_(True)
-        config = peft_config(self.recipe.adapter, seed=self.recipe.seed)
+        config = peft_config(self.adapter, seed=self.recipe.seed)
         config.revision = section.revision
         if self.recipe.adapter.method == "soka":
             return attach_factors(model, config, self.layout.factors)
         if self.recipe.adapter.method == "pissa":
             return self._pissa(model, config, checkpoint)
-        return get_peft_model(model, config)
+        return attach(model, config, foreign=self.adapter.method == "peft")
 
     def _refuse_packed(self) -> None:
         """Exit 2 for a method that needs the weights themselves, where the folder holds them packed."""

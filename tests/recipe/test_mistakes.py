@@ -20,8 +20,8 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
     "a section is null": ("model:\n  name: acme/small", "model:", [(1, "model is missing")]),
     "a method that is not there yet": (
         "method: soka",
-        "method: dora",
-        [(4, "dora is not available; did you mean lora? available: soka, lora")],
+        "method: lorra",
+        [(4, "lorra is not available; did you mean lora? available: soka, lora, pissa, lokr, dora, full, peft")],
     ),
     "a rule that there is not": (
         "rule: fixed, value: 2",
@@ -161,6 +161,34 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
         "method: lora\n  target_modules: [q_proj, v_proj]\n  rank: {rule: budget, parameters: 9k}",
         [(6, "method lora needs rank: {rule: fixed, value: r}")],
     ),
+    "a match beside a rank": (
+        "method: soka",
+        "method: lora\n  match_parameters: 0.99M",
+        [(7, "adapter: match_parameters chooses the rank; drop rank")],
+    ),
+    "a match with what is no method": (
+        "method: soka",
+        "method: lora\n  match_parameters: sokka",
+        [(5, "match_parameters is 'sokka'; write a count (991353, 0.99M) or soka, lora, pissa, lokr, dora")],
+    ),
+    "a match with nothing": ("method: soka", "method: lora\n  match_parameters: 0", [(5, "write a count of 1 or more")]),
+    "a match with what only the spectra tell": (
+        "method: soka\n  target_modules: [q_proj, v_proj]\n  rank: {rule: fixed, value: 2}",
+        "method: lora\n  match_parameters: soka\n  rank: {rule: min}",
+        [(5, "rule min tells its parameters only after soka decompose")],
+    ),
+    "a match under soka": ("method: soka", "method: soka\n  match_parameters: 9k", [(5, "method soka does not read match_parameters")]),
+    "peft without its method": (
+        "method: soka\n  target_modules: [q_proj, v_proj]\n  rank: {rule: fixed, value: 2}",
+        "method: peft\n  config: {r: 2}",
+        [(5, "method peft needs config: {peft_type: LOHA, ...}")],
+    ),
+    "a method of peft elsewhere": (
+        "method: soka",
+        "method: lora\n  config: {peft_type: LOHA}",
+        [(5, "config.peft_type belongs to method: peft")],
+    ),
+    "a way of holding sigma that there is not": ("method: soka", "method: soka\n  sigma: folded", [(5, "available: separate, split")]),
     "a rule that does not read it": ("rule: fixed, value: 2", "rule: fixed, value: 2, tau: 0.9", [(6, "rule fixed does not read tau")]),
     "a method that does not read it": (
         "method: soka",
@@ -343,7 +371,7 @@ def test_the_recipe_that_the_mistakes_are_made_in_is_good(folder: Path) -> None:
 
 
 def test_all_mistakes_come_at_once_in_the_order_of_lines(folder: Path) -> None:
-    edits = {"acme/small": "3", "method: soka": "method: dora", "value: 2": "valeu: 2", "lr: 2e-5": "lr: x", "seed: 1": "sed: 1"}
+    edits = {"acme/small": "3", "method: soka": "method: lorra", "value: 2": "valeu: 2", "lr: 2e-5": "lr: x", "seed: 1": "sed: 1"}
     edits["micro_batch_size: 4"] = "micro_batch_size: 3"
     text = GOOD
     for old, new in edits.items():
