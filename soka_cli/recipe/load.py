@@ -20,6 +20,7 @@ LOCATIONS = (
     ("data", "train", "path"),
     ("data", "train", "*", "path"),
     ("data", "validation", "path"),
+    ("train", "init_from"),
     ("eval", "*", "path"),
     ("eval", "*", "shots", "path"),
 )

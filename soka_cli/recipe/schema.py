@@ -7,7 +7,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
@@ -46,6 +46,28 @@ RULE_READS = {
     "budget": ("parameters", "floor", "max", "spectrum"),
 }
 """Which options of the rank section a rule reads, beside `rule`."""
+
+TRAIN_METHODS = {
+    "sigma_lr": ("soka",),
+    "lora_b_lr": ("lora", "pissa", "dora"),
+    "init_from": ("soka", "lora", "lokr", "dora", "peft"),
+}
+"""Options of the train section that some methods alone read. A PiSSA result is saved as LoRA of twice the rank."""
+
+SCHEDULE_READS: dict[str, tuple[str, ...]] = {
+    "cosine": ("num_cycles",),
+    "linear": (),
+    "constant": (),
+    "cosine_with_restarts": ("num_cycles",),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate", "num_cycles"),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+    "warmup_stable_decay": ("num_decay_steps", "min_lr_ratio", "num_cycles"),
+}
+"""Which of transformers' settings a schedule reads under `schedule_config`."""
+
+SCHEDULE_NEEDS = {"cosine_with_min_lr": ("min_lr", "min_lr_rate"), "warmup_stable_decay": ("num_decay_steps",)}
+"""Settings of which a schedule needs one."""
 
 INIT_READS = {
     "weight": (),
@@ -104,6 +126,8 @@ PositiveCount = Annotated[Count, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(no_boolean), Field(allow_inf_nan=False)]
 Fraction = Annotated[Number, Field(gt=0.0, le=1.0)]
 Rate = Annotated[Number, Field(gt=0.0)]
+Level = Annotated[Number, Field(ge=0.0)]
+Switch = Annotated[bool, Strict()]
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -426,6 +450,13 @@ class DataSection(Section):
         return self
 
 
+class EarlyStoppingSection(Section):
+    """When a run ends before its last step."""
+
+    patience: PositiveCount = Field(description="Readings of eval_loss in a row without a new lowest one, after which training stops.")
+    min_improvement: Level = Field(default=0.0, description="By how much a reading has to be lower to count, in nats a token.")
+
+
 class TrainSection(Section):
     """How it learns."""
 
@@ -435,16 +466,40 @@ class TrainSection(Section):
     micro_batch_size: PositiveCount = Field(default=4, description="Rows a forward pass on one process; accumulation follows from it.")
     lr: Rate = Field(default=2e-5, description="Peak learning rate.")
     sigma_lr: Rate | None = Field(default=None, description="Peak learning rate of sigma; null takes lr.")
-    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Learning rate after the warm-up.")
+    lora_b_lr: Rate | None = Field(default=None, description="Peak learning rate of B in lora, pissa and dora (LoRA+); null takes lr.")
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        default="adamw", description="adamw-8bit holds the two moments of large tensors in 8 bits (extra quant)."
+    )
+    schedule: Literal[
+        "cosine",
+        "linear",
+        "constant",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = Field(default="cosine", description="Learning rate after the warm-up, by transformers' names.")
+    schedule_config: dict[str, Number] = Field(default={}, description="The schedule's own settings, e.g. {min_lr_rate: 0.1}.")
     warmup: Annotated[Number, Field(ge=0.0, lt=1.0)] = Field(default=0.03, description="Share of the steps over which the rate rises.")
     weight_decay: Annotated[Number, Field(ge=0.0)] = Field(default=0.0, description="AdamW's weight decay.")
-    max_grad_norm: Rate = Field(default=1.0, description="Gradient norm at which gradients are clipped.")
+    max_grad_norm: Level = Field(default=1.0, description="Gradient norm at which gradients are clipped; 0 clips none.")
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="Type of the matrix products; adapters stay in fp32.")
     save_every: PositiveCount = Field(default=100, description="Steps between checkpoints.")
     keep_checkpoints: PositiveCount = Field(default=2, description="Newest checkpoints that stay.")
     eval_every: PositiveCount = Field(default=100, description="Steps between readings of eval_loss.")
     log_every: PositiveCount = Field(default=1, description="Steps between lines of metrics.jsonl.")
-    keep: Literal["last"] = Field(default="last", description="Which state becomes train/adapter.")
+    log_module_norms: Switch = Field(default=False, description="Also log each module's gradient norm, before clipping.")
+    keep: Literal["last", "best"] = Field(default="last", description="Which state becomes train/adapter; best by eval_loss.")
+    early_stopping: EarlyStoppingSection | None = Field(default=None, description="Stops when eval_loss no longer falls.")
+    init_from: Name | None = Field(default=None, description="Folder of an adapter of the same form, whose values training begins with.")
+    activation_checkpointing: Switch = Field(
+        default=False, description="Keep one activation a layer and compute the others again in the backward pass."
+    )
+    compile: Literal["none", "layers"] = Field(default="none", description="layers compiles each block of the model by itself.")
+    trackers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = Field(
+        default=[], description="Dashboards that mirror metrics.jsonl (extra trackers)."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -461,6 +516,16 @@ class TrainSection(Section):
             raise misfit(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}", "micro_batch_size", "batch_size"
             )
+        return self
+
+    @model_validator(mode="after")
+    def settings_belong_to_the_schedule(self) -> "TrainSection":
+        reads, needs = SCHEDULE_READS[self.schedule], SCHEDULE_NEEDS.get(self.schedule, ())
+        if found := sorted(self.schedule_config.keys() - set(reads)):
+            there = f"it reads {', '.join(reads)}" if reads else "it reads none"
+            raise misfit(f"schedule {self.schedule} has no setting {', '.join(found)}; {there}", "schedule_config", "schedule")
+        if needs and not self.schedule_config.keys() & set(needs):
+            raise misfit(f"schedule {self.schedule} needs schedule_config: {{{needs[-1]}: ...}}", "schedule", "schedule_config")
         return self
 
 
@@ -534,6 +599,15 @@ class Recipe(Section):
             raise misfit("there is no eval entry to compare training rows with; add one, or drop it", "data.decontaminate", "eval")
         if self.model.quantization != "none" and (why := UNPACKED_METHODS.get(self.adapter.method)):
             raise misfit(f"method {self.adapter.method} {why}; write quantization: none", "model.quantization", "adapter.method")
-        if self.train.sigma_lr is not None and self.adapter.method != "soka":
-            raise misfit(f"method {self.adapter.method} does not read train.sigma_lr; drop it", "train.sigma_lr", "adapter.method")
+        return self
+
+    @model_validator(mode="after")
+    def training_fits_the_method(self) -> "Recipe":
+        method, train = self.adapter.method, self.train
+        for name, methods in TRAIN_METHODS.items():
+            if getattr(train, name) is not None and method not in methods:
+                raise misfit(f"method {method} does not read train.{name}; drop it", f"train.{name}", "adapter.method")
+        for name, asked in (("keep", train.keep == "best"), ("early_stopping", train.early_stopping is not None)):
+            if asked and self.data.validation is None:
+                raise misfit(f"train.{name} goes by eval_loss, which needs data.validation", f"train.{name}", "data.validation")
         return self

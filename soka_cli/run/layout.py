@@ -89,6 +89,11 @@ class RunLayout:
         return self.train / "checkpoints"
 
     @property
+    def trackers(self) -> Path:
+        """Where trackers that write files put them, each in a folder of its own."""
+        return self.train / "trackers"
+
+    @property
     def adapter(self) -> Path:
         return self.train / "adapter"
 

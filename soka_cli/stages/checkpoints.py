@@ -8,7 +8,8 @@ from pathlib import Path
 from soka_cli.errors import SokaError
 from soka_cli.run.digest import file_digest
 from soka_cli.run.reporter import Reporter
-from soka_cli.run.write import atomic_folder, read_json, remove, write_json
+from soka_cli.run.resources import require_space
+from soka_cli.run.write import atomic_folder, bytes_under, read_json, remove, write_json
 
 PREFIX = "checkpoint-"
 DIGESTS = "digests.json"  # written last: a folder without it was never complete
@@ -32,9 +33,15 @@ class Checkpoints:
         return sorted(int(ending) for ending in endings if ending.isdecimal())
 
     @contextmanager
-    def writing(self, step: int) -> Iterator[Path]:
-        """Yield an empty folder that becomes the checkpoint of `step` when the block ends well; then drop the oldest."""
-        with atomic_folder(self.path(step)) as staged:
+    def writing(self, step: int, spare: int | None = None) -> Iterator[Path]:
+        """Yield an empty folder that becomes the checkpoint of `step` when the block ends well; then drop the oldest but that of `spare`.
+
+        Raises:
+            SokaError: exit 6, there is less room than the largest checkpoint so far takes, or the disk is full. The others stay.
+        """
+        needed = max((bytes_under(self.path(known)) for known in self.steps()), default=0)
+        require_space(self.path(step), needed)
+        with atomic_folder(self.path(step), needed=needed or None) as staged:
             yield staged
             files = sorted(path for path in staged.rglob("*") if path.is_file())
             write_json(
@@ -42,7 +49,8 @@ class Checkpoints:
                 {path.relative_to(staged).as_posix(): {"sha256": file_digest(path), "bytes": path.stat().st_size} for path in files},
             )
         for old in [known for known in self.steps() if known <= step][: -self.keep]:
-            remove(self.path(old))
+            if old != spare:
+                remove(self.path(old))
 
     def newest_intact(self, reporter: Reporter) -> tuple[int, Path] | None:
         """Step and folder of the newest checkpoint whose digests verify; the ones passed over are named to the user."""

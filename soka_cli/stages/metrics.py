@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from soka_cli.recipe.schema import EarlyStoppingSection
 from soka_cli.run.interrupt import PendingInterrupt
 from soka_cli.run.lines import AppendFile
 from soka_cli.run.reporter import ProgressTask
 from soka_cli.run.write import damaged
+from soka_cli.stages.course import stopped_early
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -39,10 +41,18 @@ def cut_back(file: AppendFile, step: int) -> int:
 
 
 class StepFlow(TrainerCallback):
-    """Decides what happens at a step's end: a line wherever something is saved or evaluated, a stop where the user asked for one."""
+    """Decides what happens at a step's end: a line wherever something is saved or evaluated, a stop where the user asked for one.
 
-    def __init__(self, pending: PendingInterrupt) -> None:
+    Args:
+        pending: a signal to end.
+        rows: those of metrics.jsonl, which grow.
+        keep_best: save where eval_loss is lower than ever.
+    """
+
+    def __init__(self, pending: PendingInterrupt, rows: list[dict[str, Any]], *, keep_best: bool = False) -> None:
         self.pending = pending
+        self.rows = rows
+        self.keep_best = keep_best
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A resumed state carries the intervals of its time; this run's hold."""
@@ -58,6 +68,24 @@ class StepFlow(TrainerCallback):
         if control.should_save or control.should_evaluate:
             control.should_log = True
 
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if self.keep_best and metrics and all(metrics["eval_loss"] < row["eval_loss"] for row in self.rows if "eval_loss" in row):
+            control.should_save = True
+
+
+class EarlyStop(TrainerCallback):
+    """Ends the run, with a checkpoint, where eval_loss no longer falls. Runs after MetricsWriter."""
+
+    def __init__(self, rows: list[dict[str, Any]], rule: EarlyStoppingSection | None) -> None:
+        self.rows = rows
+        self.rule = rule
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if stopped_early(self.rows, self.rule) is not None:
+            control.should_save = control.should_training_stop = True
+
 
 class MetricsWriter(TrainerCallback):
     """Writes a row for each logged step and moves the progress bar. Runs after StepFlow.
@@ -68,6 +96,8 @@ class MetricsWriter(TrainerCallback):
     Args:
         passes: the passes over the rows that so many steps are.
         held_out_loss: measures the held-out loss; None where there are no held-out rows.
+        module_norms: gives each module's gradient norm in the last step, where they are asked for.
+        written: is told each row that is on the disk.
     """
 
     def __init__(
@@ -76,11 +106,15 @@ class MetricsWriter(TrainerCallback):
         progress: ProgressTask,
         passes: Callable[[int], float],
         held_out_loss: Callable[[], float] | None = None,
+        module_norms: Callable[[], dict[str, float]] | None = None,
+        written: Callable[[dict[str, Any]], None] = lambda row: None,
     ) -> None:
         self.file = file
         self.progress = progress
         self.passes = passes
         self.held_out_loss = held_out_loss
+        self.module_norms = module_norms
+        self.written = written
         self.before: dict[str, float] = {}
         self.row: dict[str, Any] | None = None
         self.seconds = 0.0  # inside training steps since the last row, so without evaluations and checkpoints
@@ -118,11 +152,12 @@ class MetricsWriter(TrainerCallback):
             "grad_norm": logs["grad_norm"],
             "tokens_per_s": round(speed, 1),
             "memory_bytes": peak_memory_bytes(args.device),
+            **({} if self.module_norms is None else {"module_grad_norms": self.module_norms()}),
             **self.before,
         }
         self.before = {}
         self.tokens, self.seconds = tokens, 0.0
-        self.progress.advance(1, loss=self.row["loss"], tokens_per_s=self.row["tokens_per_s"])
+        self.progress.advance(1, loss=self.row["loss"], grad_norm=self.row["grad_norm"], tokens_per_s=self.row["tokens_per_s"])
         if not control.should_evaluate:
             self._write()
 
@@ -135,5 +170,6 @@ class MetricsWriter(TrainerCallback):
 
     def _write(self) -> None:
         if self.row is not None:
-            self.file.append(self.row)
-            self.row = None
+            row, self.row = self.row, None
+            self.file.append(row)
+            self.written(row)

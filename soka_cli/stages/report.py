@@ -17,6 +17,7 @@ from soka_cli.stages.findings import Findings, Layers, Step, files_read, find, h
 from soka_cli.stages.ledger_table import ledger_lines
 from soka_cli.stages.outcome import Cell, Outcome, Table
 from soka_cli.stages.plots import Plot, curve, score_bars, spectra
+from soka_cli.stages.symptoms import symptoms
 from soka_cli.stages.templates import percent, templates
 
 STAGE = "report"
@@ -118,6 +119,7 @@ def contents(context: StageContext, findings: Findings, update_norms: dict[str, 
         "contamination": findings.contamination.model_dump() if findings.contamination else None,
         "training": training_figures(findings),
         "rows": list(ledger_lines(findings.ledgers)),
+        "symptoms": [found.to_mapping() for found in symptoms(findings.steps, context.recipe.adapter)],
         "decomposition": None if layers is None else decomposition_figures(findings, layers),
         "decomposed": DECOMPOSED[context.recipe.adapter.init],
         "modules": module_rows(findings, update_norms),
@@ -241,9 +243,10 @@ def _training_plots(context: StageContext, steps: tuple[Step, ...]) -> list[Plot
         curve("lr", "Learning rate", {"lr": rates}, alt=f"Learning rate {span}: at most {max(rate for _, rate in rates):.3g}."),
     ]
     if norms := [(step.step, step.grad_norm) for step in steps if step.grad_norm is not None]:
-        words = f"Gradient norm before clipping {span}: at most {max(norm for _, norm in norms):.3g}; gradients are clipped at {clip:g}."
+        clipped = f"gradients are clipped at {clip:g}" if clip else "gradients are not clipped"
+        words = f"Gradient norm before clipping {span}: at most {max(norm for _, norm in norms):.3g}; {clipped}."
         # a level far above the curve would flatten it
-        shown = clip if clip <= 2 * max(norm for _, norm in norms) else None
+        shown = clip if clip and clip <= 2 * max(norm for _, norm in norms) else None
         plots.insert(1, curve("grad-norm", "Gradient norm", {"before clipping": norms}, alt=words, limit=shown, limit_name="clipped at"))
     return plots
 

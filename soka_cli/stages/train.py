@@ -5,6 +5,7 @@ import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from soka_cli.adapter import attach_factors
-from soka_cli.adapter.methods import attach, peft_config
+from soka_cli.adapter.methods import LORA_B, SIGMA, attach, peft_config
 from soka_cli.adapter.pissa import adapter_factors, attach_initial, save_converted
 from soka_cli.data.batch import Collator, PackCollator
 from soka_cli.data.curriculum import Curriculum
@@ -29,28 +31,46 @@ from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.quantised import is_packed, prepare_training, require_bitsandbytes
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
-from soka_cli.recipe.schema import UNPACKED_METHODS
+from soka_cli.recipe.schema import UNPACKED_METHODS, TrainSection
 from soka_cli.run.interrupt import interrupts_wait
 from soka_cli.run.lines import AppendFile
-from soka_cli.run.resources import require_space
+from soka_cli.run.reporter import ProgressTask
+from soka_cli.run.resources import is_memory_full, require_space
 from soka_cli.run.stage import Stage, open_stage
 from soka_cli.run.write import atomic_folder, damaged, read_json
-from soka_cli.stages.checkpoints import Checkpoints
+from soka_cli.stages.checkpoints import Checkpoints, damage
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.course import best_step, stopped_early
 from soka_cli.stages.decompose import decompose, decompose_inputs
 from soka_cli.stages.decontamination import left_out
 from soka_cli.stages.matching import settled
-from soka_cli.stages.metrics import MetricsWriter, StepFlow, cut_back
+from soka_cli.stages.metrics import EarlyStop, MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
 from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, reading_order
+from soka_cli.stages.shortage import longest_items, out_of_memory, tokens_of
 from soka_cli.stages.steps import items_read, steps_in_all
-from soka_cli.stages.trainer import RunTrainer
+from soka_cli.stages.symptoms import Watch
+from soka_cli.stages.trackers import Mirrors, require_trackers
+from soka_cli.stages.trainer import LongestFirst, RunTrainer
+from soka_cli.stages.warm_start import adapter_digest, warm_start
 
 STAGE = "train"
 INITIAL_FACTORS = "initial_factors.safetensors"  # in a PiSSA checkpoint: what its base had subtracted
-SPEED_OPTIONS = {"micro_batch_size", "save_every", "keep_checkpoints", "eval_every", "log_every"}  # no inputs: they change no result
+NO_INPUTS = {
+    "micro_batch_size",
+    "save_every",
+    "keep_checkpoints",
+    "eval_every",
+    "log_every",
+    "log_module_norms",
+    "activation_checkpointing",
+    "compile",
+    "trackers",
+}
+"""Options of speed and of what is told: they change no result. With keep: best or early_stopping, eval_every does."""
 FP32_BYTES = 4
 SHOWN = ("method", "steps", "tokens", "first_loss", "last_loss", "first_eval_loss", "last_eval_loss", "trainable_parameters", "seconds")
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw-8bit": "adamw_bnb_8bit"}
 
 
 def train(context: StageContext) -> Outcome:
@@ -61,6 +81,8 @@ def train(context: StageContext) -> Outcome:
             nothing can be learnt.
     """
     _refuse_several_processes()
+    require_trackers(context.recipe.train.trackers)
+    _require_optimizer(context.recipe.train.optimizer)
     if (kind := context.recipe.model.quantization) != "none":
         require_bitsandbytes(kind)  # before a decomposition that may take hours
     inputs = train_inputs(context)
@@ -108,8 +130,16 @@ def train_inputs(context: StageContext) -> dict[str, Any]:
         **decompose_inputs(context, checkpoint.digest),
         "adapter": recipe["adapter"],
         "data": data_inputs(context.recipe),
-        "train": {key: value for key, value in recipe["train"].items() if key not in SPEED_OPTIONS},
+        "train": training_inputs(context, recipe["train"]),
     }
+
+
+def training_inputs(context: StageContext, train: dict[str, Any]) -> dict[str, Any]:
+    """The train section's part of them; an adapter to begin with counts by its digest."""
+    section = context.recipe.train
+    read = NO_INPUTS - ({"eval_every"} if section.keep == "best" or section.early_stopping is not None else set())
+    inputs = {name: value for name, value in train.items() if name not in read}
+    return inputs if section.init_from is None else inputs | {"init_from": adapter_digest(Path(section.init_from))}
 
 
 def extends(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -131,6 +161,16 @@ def _refuse_several_processes() -> None:
             f"This version trains in one process, and was started as one of {os.environ['WORLD_SIZE']}.",
             where="WORLD_SIZE",
             hint="start it without accelerate launch or torchrun: soka train",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+
+
+def _require_optimizer(name: str) -> None:
+    if name == "adamw-8bit" and find_spec("bitsandbytes") is None:
+        raise SokaError(
+            "The package of optimizer adamw-8bit is not installed.",
+            where="train.optimizer",
+            hint="pip install 'soka-cli[quant]', or train.optimizer=adamw",
             exit_code=ExitCode.ENVIRONMENT,
         )
 
@@ -186,13 +226,21 @@ class _Training:
             require_apart(model)
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self._require_space(trainable)
-        metrics = self._train(model, rows, steps, found)
+        try:
+            metrics = self._train(model, rows, steps, found)
+        except Exception as error:
+            if isinstance(error, SokaError) or not is_memory_full(error):
+                raise
+            raise self._out_of_memory(error, rows) from error
         self._save(model)
+        stopped = stopped_early(metrics, self.recipe.train.early_stopping)
         evaluated = [row["eval_loss"] for row in metrics if "eval_loss" in row]
         return {
             "method": self.recipe.adapter.method,
             "match": None if self.match is None else asdict(self.match),
-            "steps": steps,
+            "steps": metrics[-1]["step"],
+            "stopped_early": stopped is not None,
+            "kept_step": best_step(metrics) if self.recipe.train.keep == "best" else metrics[-1]["step"],
             "tokens": metrics[-1]["tokens"],
             "first_loss": metrics[0]["loss"],
             "last_loss": metrics[-1]["loss"],
@@ -237,11 +285,15 @@ class _Training:
             return model.requires_grad_(True)
         config = peft_config(self.adapter, seed=self.recipe.seed)
         config.revision = section.revision
-        if self.recipe.adapter.method == "soka":
-            return attach_factors(model, config, self.layout.factors)
-        if self.recipe.adapter.method == "pissa":
+        if self.adapter.method == "pissa":
             return self._pissa(model, config, checkpoint)
-        return attach(model, config, foreign=self.adapter.method == "peft")
+        if self.adapter.method == "soka":
+            attached = attach_factors(model, config, self.layout.factors)
+        else:
+            attached = attach(model, config, foreign=self.adapter.method == "peft")
+        if self.recipe.train.init_from is not None:
+            warm_start(attached, Path(self.recipe.train.init_from))
+        return attached
 
     def _refuse_packed(self) -> None:
         """Exit 2 for a method that needs the weights themselves, where the folder holds them packed."""
@@ -264,7 +316,7 @@ class _Training:
 
     def _require_space(self, trainable: int) -> None:
         """Room for the checkpoints that stay, the one being written, and the result: weights (twice for theta0) and two moments."""
-        copies = self.recipe.train.keep_checkpoints + 1
+        copies = self.recipe.train.keep_checkpoints + (2 if self.recipe.train.keep == "best" else 1)
         require_space(self.layout.root, trainable * FP32_BYTES * (4 * copies + 2))
 
     # ---- training
@@ -285,27 +337,33 @@ class _Training:
                 reporter.say(f"metrics.jsonl: {dropped} rows after step {start} are taken back; these steps are trained again.")
             if found:
                 reporter.say(f"Going on from {found[1].name} of {steps} steps.")
+            keep_best = self.recipe.train.keep == "best"
             trainer = RunTrainer(
                 model=model,
                 args=self._arguments(steps, bool(rows.validation)),
                 train_dataset=Curriculum(rows.training, rows.order, items_read(self.recipe, rows.order)),
                 eval_dataset=self._held_out(rows) or None,
                 data_collator=self._collator(),
-                callbacks=[StepFlow(pending)],
+                callbacks=[StepFlow(pending, metrics.rows, keep_best=keep_best)],
+                longest=longest_items(rows.training, rows.order, self.recipe.train.micro_batch_size),
                 checkpoints=self.checkpoints,
-                sigma_lr=self.recipe.train.sigma_lr,
+                apart={SIGMA: self.recipe.train.sigma_lr, LORA_B: self.recipe.train.lora_b_lr},
+                keep=lambda: best_step(metrics.rows) if keep_best else None,
+                module_norms=self.recipe.train.log_module_norms,
                 save_more=self._save_initial if self.initial is not None else None,
             )
-            trainer.add_callback(MetricsWriter(metrics, progress, self._passes(rows), trainer.held_out_loss if rows.validation else None))
             use_cache = model.config.use_cache
-            if found and start >= steps:  # stopped between the last checkpoint and the result
+            done = start >= steps or stopped_early(metrics.rows, self.recipe.train.early_stopping) is not None
+            if found and done:  # stopped between the last checkpoint and the result
                 trainer._load_from_checkpoint(str(found[1]))
             else:
-                trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
+                self._fit(trainer, metrics, progress, rows, found[1] if found else None)
             model.config.use_cache = use_cache
             if pending:
                 self._say_stopped(trainer.state.global_step, steps)
                 pending.deliver()
+            if keep_best:
+                self._take_best(trainer, metrics.rows)
             return metrics.rows
 
     def _collator(self) -> Collator | PackCollator:
@@ -319,6 +377,56 @@ class _Training:
     def _passes(self, rows: _Rows) -> Callable[[int], float]:
         """Steps -> passes over the rows."""
         return lambda step: rows.order.passes(step * self.recipe.train.batch_size)
+
+    def _fit(self, trainer: RunTrainer, metrics: AppendFile, progress: ProgressTask, rows: _Rows, checkpoint: Path | None) -> None:
+        """The steps, with all who watch them."""
+        train = self.recipe.train
+        mirrors = Mirrors(
+            train.trackers,
+            run=self.layout.root.name,
+            folder=self.layout.trackers,
+            rows=metrics.rows,
+            offline=self.context.offline,
+            reporter=self.context.reporter,
+        )
+        watch = Watch(metrics.rows, self.adapter, self.context.reporter)
+
+        def written(row: dict[str, Any]) -> None:
+            mirrors.log(row)
+            watch.look()
+
+        held_out_loss = trainer.held_out_loss if rows.validation else None
+        norms = trainer.module_norms if train.log_module_norms else None
+        trainer.add_callback(LongestFirst(trainer))
+        trainer.add_callback(MetricsWriter(metrics, progress, self._passes(rows), held_out_loss, norms, written))
+        trainer.add_callback(EarlyStop(metrics.rows, train.early_stopping))
+        if train.compile == "layers":
+            compile_layers(trainer.model)
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            mirrors.close()
+        if (step := stopped_early(metrics.rows, train.early_stopping)) is not None:
+            self.context.reporter.say(f"Stopped early at step {step}: eval_loss no longer falls (train.early_stopping).")
+
+    def _take_best(self, trainer: RunTrainer, rows: list[dict[str, Any]]) -> None:
+        """Put back the state of the lowest eval_loss, of those whose checkpoints are intact."""
+        there = {step for step in self.checkpoints.steps() if damage(self.checkpoints.path(step)) is None}
+        best = best_step(rows)
+        taken = best_step([row for row in rows if row["step"] in there])
+        if taken is None:
+            return
+        if taken != best:
+            self.context.reporter.warn(
+                f"The checkpoint of the best step {best} is damaged or gone; step {taken} is the best of the others."
+            )
+        trainer._load_from_checkpoint(str(self.checkpoints.path(taken)))
+
+    def _out_of_memory(self, error: BaseException, rows: _Rows) -> SokaError:
+        longest = tokens_of(longest_items(rows.training, rows.order, 1)[0])
+        begun = bool(self.checkpoints.steps()) or self.layout.metrics.stat().st_size > 0
+        where = "a training step; the last checkpoint stays" if begun else "the trial of the longest micro-batch, before step 1"
+        return out_of_memory(self.recipe.train, error, device=self.device, longest=longest, where=where)
 
     def _arguments(self, steps: int, validated: bool) -> TrainingArguments:
         train = self.recipe.train
@@ -336,11 +444,15 @@ class _Training:
             per_device_eval_batch_size=train.micro_batch_size,
             gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
             learning_rate=train.lr,
+            optim=OPTIMIZERS[train.optimizer],
             lr_scheduler_type="constant_with_warmup" if train.schedule == "constant" else train.schedule,
+            lr_scheduler_kwargs=schedule_settings(train),
             warmup_steps=train.warmup,
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
             bf16=train.precision == "bf16",
+            activation_checkpointing=train.activation_checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False} if train.activation_checkpointing else None,
             seed=self.recipe.seed,
             logging_steps=train.log_every,
             logging_first_step=True,
@@ -379,6 +491,18 @@ class _Training:
                 save_converted(model, self.initial, folder)
             else:
                 model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def schedule_settings(train: TrainSection) -> dict[str, Any]:
+    """The schedule's own settings, whole numbers as such."""
+    return {name: int(value) if value == int(value) else value for name, value in train.schedule_config.items()}
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Compile each block by itself, in place: names stay, and blocks that are alike share their code."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile()
 
 
 def _pin(arguments: TrainingArguments, device: torch.device) -> None:

@@ -1,18 +1,18 @@
 """transformers' Trainer with what it lacks: atomic checkpoints, a stop before a poisonous step, a held-out loss per token."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerControl
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from soka_cli.adapter.methods import SIGMA
 from soka_cli.data.encode import IGNORED
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.stages.checkpoints import Checkpoints
+from soka_cli.stages.shortage import untouched_random_state
 
 
 class RunTrainer(Trainer):
@@ -20,7 +20,10 @@ class RunTrainer(Trainer):
 
     Args:
         checkpoints: where checkpoints go; they hold adapter (or model), optimizer, schedule, RNG and state, never a frozen base.
-        sigma_lr: the peak rate of SoKA's sigma; None takes that of the factors.
+        apart: peak rates of parameters that have their own, by a part of their names; None takes that of the others.
+        longest: the items of the micro-batch that needs the most memory.
+        keep: the step whose checkpoint stays whatever its age.
+        module_norms: whether to take each module's gradient norm.
         save_more: writes further files into a checkpoint's folder.
         options: Trainer's own.
     """
@@ -29,12 +32,24 @@ class RunTrainer(Trainer):
     control: TrainerControl
 
     def __init__(
-        self, *, checkpoints: Checkpoints, sigma_lr: float | None = None, save_more: Callable[[Path], None] | None = None, **options: Any
+        self,
+        *,
+        checkpoints: Checkpoints,
+        apart: Mapping[str, float | None],
+        longest: Sequence[Any],
+        keep: Callable[[], int | None] = lambda: None,
+        module_norms: bool = False,
+        save_more: Callable[[Path], None] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
         self.checkpoints = checkpoints
-        self.sigma_lr = sigma_lr
+        self.apart = {name: rate for name, rate in apart.items() if rate is not None}
+        self.longest = longest
+        self.keep = keep
+        self.takes_module_norms = module_norms
+        self._module_norms: dict[str, Tensor] = {}
         self.save_more = save_more
         self._staged: Path | None = None
         self._rows: list[int] = []  # data rows of the step under way
@@ -43,7 +58,7 @@ class RunTrainer(Trainer):
     # ---- optimizer
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW over the factors, what is never decayed (norms, biases of full training), and sigma at its own rate."""
+        """AdamW over the factors, what is never decayed (norms, biases of full training), and what has a rate of its own."""
         if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = kind(self._parameter_groups(), **options)
@@ -54,12 +69,12 @@ class RunTrainer(Trainer):
         groups: dict[str, dict[str, Any]] = {
             "factors": {"params": [], "weight_decay": self.args.weight_decay},
             "undecayed": {"params": [], "weight_decay": 0.0},
-            "sigma": {"params": [], "weight_decay": self.args.weight_decay, "lr": self.sigma_lr},
+            **{part: {"params": [], "weight_decay": self.args.weight_decay, "lr": rate} for part, rate in self.apart.items()},
         }
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                apart = self.sigma_lr is not None and SIGMA in name.split(".")
-                groups["sigma" if apart else "factors" if name in decayed else "undecayed"]["params"].append(parameter)
+                apart = next((part for part in self.apart if part in name.split(".")), None)
+                groups[apart or ("factors" if name in decayed else "undecayed")]["params"].append(parameter)
         return [group for group in groups.values() if group["params"]]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -72,6 +87,18 @@ class RunTrainer(Trainer):
         schedule._last_lr = rates
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    # ---- before the first step
+
+    def try_longest(self) -> None:
+        """A forward and backward pass over the longest micro-batch, so that memory runs out now if it ever does; leaves no trace."""
+        inputs = self.data_collator(self.longest)
+        supervised = (inputs["labels"][:, 1:] != IGNORED).sum().to(self.args.device)
+        self.current_gradient_accumulation_steps = 1
+        with untouched_random_state(self.args.device):
+            self.training_step(self.model_wrapped, inputs, num_items_in_batch=supervised)
+        self.model.zero_grad()
+        self._rows = []
 
     # ---- steps
 
@@ -91,11 +118,22 @@ class RunTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
         """The norm before clipping; refuses to step on a loss or gradient that is not finite."""
+        if grad_norm is None and self.takes_module_norms:  # nothing was clipped
+            self._module_norms = module_norms(self.model)
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not math.isfinite(float(norm)) or not math.isfinite(float(self._tr_loss)):
             raise self._diverged(f"the loss is {float(self._tr_loss):g}, the gradient norm {float(norm):g}", self._rows)
         self._rows = []
         return norm
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
+        if self.takes_module_norms:
+            self._module_norms = module_norms(self.model)
+        return super()._clip_grad_norm(model)
+
+    def module_norms(self) -> dict[str, float]:
+        """Each module's gradient norm in the last step, before clipping."""
+        return {name: float(norm) for name, norm in self._module_norms.items()}
 
     def _diverged(self, why: str, rows: list[int]) -> SokaError:
         steps = self.checkpoints.steps()
@@ -137,7 +175,7 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write beside, then rename: transformers' own files, ours, and the list of their digests last."""
         step = self.state.global_step
-        with self.checkpoints.writing(step) as folder:
+        with self.checkpoints.writing(step, spare=self.keep()) as folder:
             self._staged = folder
             try:
                 super()._save_checkpoint(model, trial)
@@ -159,3 +197,31 @@ class RunTrainer(Trainer):
     def model_is_whole(self) -> bool:
         """Whether every weight is trained, rather than an adapter."""
         return not hasattr(self.model, "peft_config")
+
+
+class LongestFirst(TrainerCallback):
+    """Tries the longest micro-batch before the first step."""
+
+    def __init__(self, trainer: RunTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.try_longest()
+
+
+@torch.no_grad()
+def module_norms(model: nn.Module) -> dict[str, Tensor]:
+    """The gradient norm of every module that learns, by its name in the transformers model: that of all its parameters together."""
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)
+    squares: dict[str, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            squares.setdefault(module_of(name, prefix), []).append(parameter.grad.float().square().sum())
+    return {name: torch.stack(parts).sum().sqrt() for name, parts in squares.items()}
+
+
+def module_of(parameter: str, prefix: str | None) -> str:
+    """`base_model.model.layers.0.q_proj.soka_U.default` -> `layers.0.q_proj`; the adapter's own parts begin with `prefix`."""
+    parts = parameter.removeprefix("base_model.model.").split(".")
+    own = next((index for index, part in enumerate(parts) if prefix and part.startswith(prefix)), len(parts) - 1)
+    return ".".join(parts[:own])

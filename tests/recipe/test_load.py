@@ -236,10 +236,10 @@ def test_a_location_that_cannot_exist_is_left_to_the_stage_that_reads_it(text: s
 
 
 def test_every_option_that_holds_a_location_is_settled() -> None:
-    """Sections' `path` fields, and the model's name."""
+    """Sections' `path` fields, the model's name, and the adapter that training begins with."""
     with_path = {section.__name__ for section in sections() if "path" in section.model_fields}
     assert with_path == {"SourceSection", "ValidationSection", "EvalSection", "ShotsSection"}
-    assert len(LOCATIONS) == len(with_path) + 2  # a training source stands alone or in a list
+    assert len(LOCATIONS) == len(with_path) + 3  # a training source stands alone or in a list
 
 
 # ---- writing back
@@ -280,6 +280,9 @@ def test_a_packaged_adapter_can_be_laid_over_a_packaged_recipe(name: str, folder
         ["adapter={method: peft, config: {peft_type: VERA, d_initial: 1e-1, rank_pattern: {q_proj: 3}}, match_parameters: 9k}"],
         ["adapter={method: peft, config: {peft_type: LOHA}, match_parameters: lora, rank: {rule: fixed, value: 4}}"],
         ["adapter.sigma=split"],
+        ["train.schedule=cosine_with_min_lr", "train.schedule_config={min_lr_rate: 1e-1}", "train.max_grad_norm=0"],
+        ["data.validation={fraction: 0.1}", "train.keep=best", "train.early_stopping={patience: 3}", "train.trackers=[wandb, mlflow]"],
+        ["train.init_from=runs/a/train/adapter", "train.optimizer=adamw-8bit", "train.compile=layers", "train.log_module_norms=true"],
         ["adapter.rank={rule: energy, tau: 0.8, spectrum: full}"],
         ["adapter.shape={m: 4, n: 8}", "adapter.shape_pattern={v_proj: balanced, 'k.*': {block: 2}}", "train.sigma_lr=1e-3"],
         ["adapter.shape=search", "adapter.shape_pattern={v_proj: search}", "adapter.init=early-update", "adapter.init_steps=3"],

@@ -189,6 +189,29 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
         [(5, "config.peft_type belongs to method: peft")],
     ),
     "a way of holding sigma that there is not": ("method: soka", "method: soka\n  sigma: folded", [(5, "available: separate, split")]),
+    "a setting of another schedule": (
+        "  lr: 2e-5",
+        "  lr: 2e-5\n  schedule: linear\n  schedule_config: {power: 2}",
+        [(16, "schedule linear has no setting power; it reads none")],
+    ),
+    "a schedule without its setting": (
+        "  lr: 2e-5",
+        "  lr: 2e-5\n  schedule: warmup_stable_decay",
+        [(15, "schedule warmup_stable_decay needs schedule_config: {num_decay_steps: ...}")],
+    ),
+    "the best of what is not measured": ("  lr: 2e-5", "  lr: 2e-5\n  keep: best", [(15, "train.keep goes by eval_loss")]),
+    "patience with what is not measured": (
+        "  lr: 2e-5",
+        "  lr: 2e-5\n  early_stopping: {patience: 3}",
+        [(15, "train.early_stopping goes by eval_loss, which needs data.validation")],
+    ),
+    "a word for a switch": ("  lr: 2e-5", "  lr: 2e-5\n  log_module_norms: much", [(15, "is much, and takes true or false")]),
+    "a tracker that there is not": (
+        "  lr: 2e-5",
+        "  lr: 2e-5\n  trackers: [comet]",
+        [(15, "available: tensorboard, trackio, wandb, mlflow")],
+    ),
+    "the rate of B without a B": ("  lr: 2e-5", "  lr: 2e-5\n  lora_b_lr: 1e-3", [(15, "method soka does not read train.lora_b_lr")]),
     "a rule that does not read it": ("rule: fixed, value: 2", "rule: fixed, value: 2, tau: 0.9", [(6, "rule fixed does not read tau")]),
     "a method that does not read it": (
         "method: soka",

@@ -11,8 +11,6 @@ from soka_cli.recipe.options import sections
 PACKAGE = Path(soka_cli.__file__).parent
 READERS = ("stages", "adapter", "data", "models", "tasks", "kron")
 PLANNING = {"plan.py", "memory.py", "sizes.py", "length.py", "dimensions.py", "recipes.py", "report.py"}
-# An option whose one allowed value is what the code does: it is refused or obeyed by the schema alone.
-SINGLE_VALUED = {"TrainSection.keep"}
 
 
 def attributes(tree: ast.AST) -> set[str]:
@@ -48,17 +46,7 @@ def test_the_whole_schema_is_walked() -> None:
 
 @pytest.mark.parametrize(("section", "name"), OPTIONS)
 def test_an_option_is_read_by_a_stage(section: str, name: str, read: set[str]) -> None:
-    if f"{section}.{name}" not in SINGLE_VALUED:
-        assert name in read
-
-
-@pytest.mark.parametrize("option", sorted(SINGLE_VALUED))
-def test_an_option_that_only_the_schema_reads_allows_one_value(option: str) -> None:
-    from typing import get_args
-
-    section, name = option.split(".")
-    kinds = {kind.__name__: kind for kind in sections()}
-    assert len(get_args(kinds[section].model_fields[name].annotation)) == 1
+    assert name in read
 
 
 @pytest.mark.parametrize("name", ["min_lr", "resume_from_checkpoint_of", "dropout_rate_of_factors"])
