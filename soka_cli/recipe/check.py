@@ -28,7 +28,6 @@ WANTED = {
     "string_too_short": "text, and this is empty",
     "bool": "true or false",
     "list": "a list",
-    "bool": "true or false",
     "dict": "a mapping",
     "model": "a mapping",
 }

@@ -27,7 +27,9 @@ def untouched_random_state(device: torch.device) -> Iterator[None]:
 
 def longest_items(rows: Sequence[EncodedRow], order: ReadingOrder, count: int) -> list[EncodedRow | list[EncodedRow]]:
     """The micro-batch that needs the most memory: the `count` longest rows, or under packing the fullest packs of the first pass."""
-    items = [[rows[row] for row in item] for item in order.pass_items(0)] if order.packed else list(rows)
+    items: list[EncodedRow | list[EncodedRow]] = (
+        [[rows[row] for row in item] for item in order.pass_items(0)] if order.packed else list(rows)
+    )
     return sorted(items, key=lambda item: -tokens_of(item))[:count]
 
 
