@@ -315,10 +315,24 @@ def test_a_damaged_adapter_file_is_named(contexts: Contexts, tmp_path: Path, nam
     assert refusal(context, ExitCode.RUN).where == str(path)
 
 
-def test_an_adapter_that_trains_whole_modules_is_refused(contexts: Contexts, tmp_path: Path) -> None:
-    context = contexts(base_folder(tmp_path / "base"), method="lora")
-    adapt(context, config=LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
-    assert "modules_to_save" in refusal(context, ExitCode.RUN).why
+def test_a_module_that_was_trained_whole_is_written_in_the_bases_place(contexts: Contexts, tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base", dtype="bfloat16")
+    context = contexts(base, method="lora")
+    adapted = adapt(context, config=LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    merge(context)
+    before, after = load_file(base / "model.safetensors"), load_file(context.layout.merged_model / "model.safetensors")
+    head = adapted.base_model.model.lm_head.modules_to_save["default"].weight.detach()
+    assert torch.equal(after["lm_head.weight"], head.bfloat16())
+    moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    assert moved == {"lm_head.weight", *(f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "hrm_text"])
+def test_what_peft_merges_itself_finds_its_place_in_the_bases_form(contexts: Contexts, tmp_path: Path, kind: str) -> None:
+    context = contexts(base_folder(tmp_path / "base", kind), method="dora", target_modules="all-linear")
+    adapt(context)
+    merge(context)  # compares the merged model's logits with those of base and adapter
+    assert 0 <= parity_of(context)["max_abs_logit_error"] < 1e-4
 
 
 def test_a_value_that_the_type_cannot_hold_is_refused(contexts: Contexts, tmp_path: Path) -> None:

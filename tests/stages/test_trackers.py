@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,7 +16,7 @@ from tests import builders
 class Recorder:
     """A tracker that keeps what it is told, and raises where it is asked to."""
 
-    sessions: list["Recorder"] = []
+    sessions: ClassVar[list["Recorder"]] = []
 
     def __init__(self, failing: str = "") -> None:
         self.failing = failing
