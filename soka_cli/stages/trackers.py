@@ -1,6 +1,7 @@
 """Trackers: mirrors of metrics.jsonl for people's dashboards. They may fail; the run does not notice."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -47,8 +48,13 @@ def _wandb(run: str, folder: Path, offline: bool) -> Tracker:
 
 
 def _mlflow(run: str, folder: Path, offline: bool) -> Tracker:
+    """Where the environment names no server, files: the small package has no data base."""
+    import mlflow
     from accelerate.tracking import MLflowTracker
 
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        mlflow.set_tracking_uri(folder.absolute().as_uri())
     return MLflowTracker(PROJECT, run_name=run)
 
 
