@@ -26,6 +26,7 @@ WANTED = {
     "finite_number": "a finite number",
     "string": "text; put a number in quotes",
     "string_too_short": "text, and this is empty",
+    "bool": "true or false",
     "list": "a list",
     "dict": "a mapping",
     "model": "a mapping",
