@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from soka_cli.recipe.load import load_recipe
 from soka_cli.run.layout import RunLayout
+from soka_cli.stages.baselines import lokr_parameters
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import Dimensions, dimensions, of_llama
 from soka_cli.stages.effort import disk, evaluation, measured_speed, operations_a_token
-from soka_cli.stages.like_rank import lokr_parameters
 from soka_cli.stages.memory import estimate
 from soka_cli.stages.per_device import replicated, sharded
 from soka_cli.stages.plan import plan
