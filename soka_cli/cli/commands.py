@@ -122,6 +122,7 @@ def train(request: Request, reporter: "Reporter") -> "Outcome":
         "soka eval --model adapter --show 5",
         "soka eval --model ./my-model eval.0.limit=100",
         "soka eval --model merged --backend vllm --url http://localhost:8000/v1",
+        "soka eval eval.0.samples=10 eval.0.temperature=0.8 --num-processes 2",
     ),
 )
 def evaluate(
@@ -136,12 +137,17 @@ def evaluate(
     served_model: ServedName = None,
     show: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Show N wrong and N right answers.")] = 0,
     unsafe_execution: UnsafeExecution = False,
-) -> "Outcome":
+    num_processes: Processes = 1,
+) -> "Outcome | None":
     """Ask the benchmarks and judge the answers; goes on where it stopped."""
     from soka_cli.stages.server_choice import ServerChoice
 
     server = ServerChoice.of(backend, url, served_model)
     context = replace(request.context(reporter, last_run=True), unsafe_execution=unsafe_execution)
+    from soka_cli.stages.launch import in_processes
+
+    if in_processes(request.command, num_processes):
+        return None
     from soka_cli.stages.evaluate import evaluate as stage
 
     kinds = None if model is None else [model] if model in ("base", "adapter", "merged") else []

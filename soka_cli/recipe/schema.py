@@ -88,6 +88,11 @@ TASK_PROTOCOLS = {
 }
 """The protocols of each task; each is a file configs/protocols/<protocol>-<task>.yaml."""
 
+PROGRAM_TASKS = ("mbpp", "humaneval")
+"""The tasks whose answers are programs, which have pass@k."""
+
+Batching = Literal["auto", "continuous", "padded"]
+
 SHOWS_ROWS = (("gsm8k", "lm-eval"), ("math", "lm-eval-minerva"))
 """Task and protocol whose shots come from training rows."""
 
@@ -562,6 +567,27 @@ class EvalSection(Section):
     shots: ShotsSection | None = Field(default=None, description="Where lm-eval and lm-eval-minerva take their solved items from.")
     max_new_tokens: PositiveCount | None = Field(default=None, description="Longest completion, in tokens; null takes the protocol's.")
     batch_size: PositiveCount = Field(default=32, description="Prompts generated together.")
+    batching: Batching = Field(
+        default="auto", description="continuous fills each place of a batch again as it falls vacant; auto does where the model can."
+    )
+    samples: PositiveCount = Field(default=1, description="Completions drawn for each item.")
+    temperature: Annotated[Number, Field(ge=0.0)] = Field(
+        default=0.0, description="Divides the logits before a token is drawn; 0 takes the likeliest token, as the protocols do."
+    )
+    top_p: Fraction = Field(default=1.0, description="Share of the probability, from the likeliest token on, that tokens are drawn from.")
+    pass_at: list[PositiveCount] = Field(default=[], description="Further k for pass@k of mbpp and humaneval, each at most samples.")
+
+    @model_validator(mode="after")
+    def samples_are_drawn(self) -> "EvalSection":
+        if self.samples > 1 and not self.temperature:
+            raise misfit(f"{self.samples} samples are all the same at temperature 0; write e.g. 0.8", "temperature", "samples")
+        if self.top_p < 1.0 and not self.temperature:
+            raise misfit("top_p is of drawn tokens; give a temperature, or drop it", "top_p", "temperature")
+        if self.pass_at and self.task not in PROGRAM_TASKS:
+            raise misfit(f"task {self.task} has no pass@k; drop pass_at", "pass_at", "task")
+        if beyond := [k for k in self.pass_at if k > self.samples]:
+            raise misfit(f"pass@{beyond[0]} can't be told from {self.samples} samples; raise samples, or lower k", "pass_at", "samples")
+        return self
 
     @model_validator(mode="after")
     def protocol_belongs_to_the_task(self) -> "EvalSection":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunLayout:
-    """Paths of one run directory; creates and reads nothing."""
+    """Paths of one run directory; creates nothing and reads no file."""
 
     root: Path
 
@@ -116,6 +116,14 @@ class RunLayout:
 
     def predictions(self, name: str, kind: str) -> Path:
         return self.evaluation(name, kind) / "predictions.jsonl"
+
+    def predictions_part(self, name: str, kind: str, rank: int) -> Path:
+        """One process's rows while several share an evaluation; gone when they are put together."""
+        return self.evaluation(name, kind) / f"predictions.{rank}.jsonl"
+
+    def predictions_parts(self, name: str, kind: str) -> list[Path]:
+        """Those that are there, of any process."""
+        return list(self.evaluation(name, kind).glob("predictions.[0-9]*.jsonl"))
 
     def scores(self, name: str, kind: str) -> Path:
         return self.evaluation(name, kind) / "scores.json"

@@ -15,19 +15,29 @@ class Decoding:
     Attributes:
         stops: strings that end it and are cut off with all that follows.
         max_new_tokens: the longest one.
+        temperature: by which logits are divided before tokens are drawn; 0 takes the likeliest.
+        top_p: share of the probability, counted from the likeliest token on, that tokens are drawn from.
     """
 
     stops: tuple[str, ...]
     max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
 class Question:
-    """One completion that is wanted: of an item (`id`), the how-manieth (`sample`, from 0), after which words (`prompt`)."""
+    """One completion that is wanted: of which item, after which words.
+
+    Attributes:
+        sample: which of the item's completions, from 0.
+        seed: what its tokens are drawn by, below 2**32; of no account where the likeliest are taken.
+    """
 
     id: str
     sample: int
     prompt: str
+    seed: int = 0
 
     @property
     def key(self) -> Key:

@@ -1,7 +1,9 @@
 """Ask the recipe's benchmarks and judge the answers, kept as they come."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,11 @@ from soka_cli.models.base import tokenizer_digest
 from soka_cli.models.checkpoint import Checkpoint
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
-from soka_cli.run.lines import AppendFile
+from soka_cli.run.lines import AppendFile, read_lines, to_line
 from soka_cli.run.lock import RunLock
 from soka_cli.run.stage import Stage, open_stage
-from soka_cli.run.write import damaged, read_json, write_json
-from soka_cli.stages.agreement import agreement
+from soka_cli.run.write import atomic_file, damaged, read_json, write_json
+from soka_cli.stages.agreement import NEAR_TIE, agreement
 from soka_cli.stages.answers import answer_tables, shown_answers
 from soka_cli.stages.asking import Answerers, Asking
 from soka_cli.stages.contamination import with_contamination
@@ -22,13 +24,17 @@ from soka_cli.stages.evaluation_tables import agreement_tables, group_tables, sc
 from soka_cli.stages.exam import Exam, prepare_exams, text_digest
 from soka_cli.stages.execution import execution, require_isolation
 from soka_cli.stages.judged_model import JudgedModel, choose_models
+from soka_cli.stages.launch import Worker
 from soka_cli.stages.local_answerer import LocalAnswerers
 from soka_cli.stages.outcome import Outcome
 from soka_cli.stages.scores import Prediction, check_predictions, summarise
 from soka_cli.stages.served_answerer import ServedAnswerers
 from soka_cli.stages.server_choice import ServerChoice
+from soka_cli.stages.shares import Parts, key_of
 
 Scores = dict[str, Any]
+
+SITTING = timedelta(days=7)  # for the first process to come to an exam; the ones before may take that long
 
 
 def evaluate(
@@ -39,6 +45,8 @@ def evaluate(
     server: ServerChoice | None = None,
 ) -> Outcome:
     """Every eval entry of the recipe, asked of each chosen model.
+
+    Among several processes the first one owns the run directory; the others leave their rows for it and return `partial`.
 
     Args:
         kinds: of base, adapter, merged; None takes those that exist.
@@ -52,12 +60,26 @@ def evaluate(
     """
     exams = prepare_exams(context.recipe, offline=context.offline)
     require_isolation(exams, context)
-    served = ServedAnswerers(context, server) if server is not None else None
+    worker = Worker.here()
+    if worker.rank:
+        for sitting in planned(context, exams, kinds, folder, server):
+            sitting.help(worker)
+        return Outcome("eval", "partial", context.layout.root)
     with RunLock(context.layout.lock, context.command):
-        models = choose_models(context, kinds, folder, served.model.name if served is not None else None)
-        answerers = served or LocalAnswerers(context)
-        sittings = [Sitting(context, exam, model, answerers).hold() for model in models for exam in exams]
+        sittings = planned(context, exams, kinds, folder, server)
+        for sitting in sittings:
+            sitting.hold(worker)
         return with_contamination(context, exams, outcome(context, exams, sittings, show))
+
+
+def planned(
+    context: StageContext, exams: Sequence[Exam], kinds: Sequence[str] | None, folder: Path | None, server: ServerChoice | None
+) -> list["Sitting"]:
+    """Which model sits which exam, in this order in every process."""
+    served = ServedAnswerers(context, server) if server is not None else None
+    models = choose_models(context, kinds, folder, served.model.name if served is not None else None)
+    answerers = served or LocalAnswerers(context)
+    return [Sitting(context, exam, model, answerers) for model in models for exam in exams]
 
 
 @dataclass
@@ -112,45 +134,62 @@ class Sitting:
         """The model by the name that the server gives it, and the tokenizer whose ids it is sent; no weights are needed here."""
         return {"served": self.model.served, "tokenizer_sha256": tokenizer_digest(self.context.recipe.model, offline=self.context.offline)}
 
-    def hold(self) -> "Sitting":
-        """Ask what has not been answered yet and write scores.json; reads it where all is done."""
+    def hold(self, worker: Worker) -> None:
+        """Ask what has not been answered yet and write scores.json; reads it where all is done. In the first process."""
         context, layout = self.context, self.context.layout
         path = layout.scores(self.exam.name, self.model.kind)
-        with open_stage(
-            layout,
-            self.stage_name,
-            self.inputs,
-            recipe_yaml=to_yaml(context.recipe),
-            source_text=context.loaded.source_text,
-            reporter=context.reporter,
-            command=context.command,
-            force=context.force,
-            folders=[layout.evaluation(self.exam.name, self.model.kind)],
-            extends=asks_for_more,
-        ) as stage:
+        with (
+            worker.leads(self.stage_name) as go,
+            open_stage(
+                layout,
+                self.stage_name,
+                self.inputs,
+                recipe_yaml=to_yaml(context.recipe),
+                source_text=context.loaded.source_text,
+                reporter=context.reporter,
+                command=context.command,
+                force=context.force,
+                folders=[layout.evaluation(self.exam.name, self.model.kind)],
+                extends=asks_for_more,
+            ) as stage,
+        ):
             if stage.done:
                 self.scores = read_json(path)
-                return self
+                return
             self.fresh = True
-            self._ask(stage)
+            self._ask(stage, worker, go)
             write_json(path, self.scores)
-            stage.finish([self.predictions, path], {"device": self.answerers.where})
-        return self
+            stage.finish([self.predictions, path], {"device": self.answerers.where, "processes": worker.count})
 
-    def _ask(self, stage: Stage) -> None:
+    def help(self, worker: Worker) -> None:
+        """Another process's share, once the first one says that there is something to do."""
+        if worker.may_begin(self.stage_name, SITTING):
+            self._asking(read_lines(self.predictions), worker).help()
+
+    def _ask(self, stage: Stage, worker: Worker, go: Callable[[], None]) -> None:
         exam, say = self.exam, self.context.reporter.say
+        parts = Parts(self.context.layout, exam.name, self.model.kind)
         with AppendFile(self.predictions) as file:
             if file.cut:
                 say(file.cut)
-            check_predictions(file.rows, self.predictions, exam.metrics)
+            parts.gather(file)
+            check_predictions(file.rows, self.predictions, exam.judged)
             refuse_other_prompts(file.rows, exam, self.predictions)
+            wanted = len(exam.questions)
             if file.rows:
-                say(f"{stage.name}: {len(file.rows)} of {len(exam.examples)} items are answered already; going on.")
+                say(f"{stage.name}: {len(file.rows)} of {wanted} answers are there already; going on.")
             asking = None
-            if len(file.rows) < len(exam.examples):
-                asking = Asking(self.context, exam, self.answerers.answerer(exam, self.model), file)
-                asking.run(f"{exam.name}, {self.model.kind}")
-            self.scores = self._summary(file.rows, asking)
+            if len(file.rows) < wanted:
+                go()
+                asking = self._asking(file.rows, worker)
+                asking.lead(file, f"{exam.name}, {self.model.kind}")
+                parts.gather(file)
+            rows = file.rows
+        self.scores = self._summary(put_in_order(rows, exam, self.predictions), asking)
+
+    def _asking(self, rows: Sequence[Prediction], worker: Worker) -> Asking:
+        parts = Parts(self.context.layout, self.exam.name, self.model.kind)
+        return Asking(self.context, self.exam, self.answerers.answerer(self.exam, self.model), rows, parts, worker)
 
     def _summary(self, rows: Sequence[Prediction], asking: "Asking | None") -> Scores:
         """scores.json. `seconds` and `tokens_per_s` are of this session's generation, which `asked` counts."""
@@ -171,7 +210,7 @@ class Sitting:
             "adapter_sha256": self.model.adapter_sha256,
             "model_sha256": self.model.model_sha256,
             "decoding": {
-                "strategy": exam.protocol.decoding,
+                **strategy(exam),
                 "max_new_tokens": exam.max_new_tokens,
                 "stops": list(exam.protocol.stops),
                 "template": exam.protocol.template_name,
@@ -182,6 +221,7 @@ class Sitting:
                 "quantization": self._quantization,
             },
             **execution(exam.task, rows, self.context.unsafe_execution),
+            "near_ties": near_ties(rows),
             "stop_reasons": {reason: reasons.count(reason) for reason in ("eos", "stop", "length", "context")},
             "reference": exam.protocol.reference,
             "seconds": round(seconds, 3),
@@ -198,21 +238,49 @@ class Sitting:
 
 
 def asks_for_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether only the limit rose or fell away: the answers that are there stay, and more follow."""
+    """Whether only limit, samples or pass_at changed, and no answer falls away: those that are there stay, and more may follow."""
+    if "entry" not in old:
+        return False
 
-    def without_limit(inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs | {"entry": {key: value for key, value in inputs["entry"].items() if key != "limit"}}
+    def settled(inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs | {"entry": {key: value for key, value in inputs["entry"].items() if key not in ("limit", "samples", "pass_at")}}
 
-    before, now = old.get("entry", {}).get("limit"), new["entry"].get("limit")
-    return "entry" in old and without_limit(old) == without_limit(new) and before is not None and (now is None or now > before)
+    before, now = (inputs["entry"] for inputs in (old, new))
+    items = [entry.get("limit") or math.inf for entry in (before, now)]
+    samples = [entry.get("samples", 1) for entry in (before, now)]
+    return settled(old) == settled(new) and items[0] <= items[1] and samples[0] <= samples[1]
 
 
 def refuse_other_prompts(rows: Sequence[Prediction], exam: Exam, path: Path) -> None:
-    """Answers belong to the prompts that this exam asks, or the file is not this evaluation's (exit 5)."""
-    digests = {example.id: text_digest(prompt) for example, prompt in zip(exam.examples, exam.prompts, strict=True)}
+    """Answers belong to the questions of this exam, or the file is not this evaluation's (exit 5)."""
+    digests = {question.key: text_digest(question.prompt) for question in exam.questions}
     for number, row in enumerate(rows, start=1):
-        if digests.get(row["id"]) != row["prompt_sha256"] or row["sample"] != 0:
+        if digests.get(key_of(row)) != row["prompt_sha256"]:
             raise damaged(path, f"line {number} answers no item of this evaluation", "repeat the evaluation with --force")
+
+
+def put_in_order(rows: Sequence[Prediction], exam: Exam, path: Path) -> list[Prediction]:
+    """The finished file's rows in the order of the data, whatever the order in which they came."""
+    places = {question.key: place for place, question in enumerate(exam.questions)}
+    ordered = sorted(rows, key=lambda row: places[key_of(row)])
+    if ordered != list(rows):
+        with atomic_file(path) as staged:
+            staged.write_bytes(b"".join(map(to_line, ordered)))
+    return ordered
+
+
+def strategy(exam: Exam) -> dict[str, Any]:
+    """The beginning of `decoding`: how tokens were chosen, and how often."""
+    entry = exam.entry
+    if not entry.temperature:
+        return {"strategy": "greedy"}
+    return {"strategy": "sampled", "temperature": entry.temperature, "top_p": entry.top_p, "samples": entry.samples, "seed": exam.seed}
+
+
+def near_ties(rows: Sequence[Prediction]) -> dict[str, Any]:
+    """Answers in which a token led the next best by so little that rounding may choose another elsewhere; None where nobody knows."""
+    gaps = [row["smallest_gap"] for row in rows if row.get("smallest_gap") is not None]
+    return {"below": NEAR_TIE, "count": sum(gap < NEAR_TIE for gap in gaps) if gaps else None}
 
 
 def outcome(context: StageContext, exams: Sequence[Exam], sittings: Sequence[Sitting], show: int) -> Outcome:

@@ -12,18 +12,20 @@ SHOWN_DIFFERENCES = 5
 
 def scores_table(exam: Exam, scores: Sequence[dict[str, Any]]) -> Table:
     """One row a model: each metric with its standard error over items."""
-    columns = ("model", "items", *exam.metrics, "tokens/s", "seconds")
+    columns = ("model", "items", *exam.metrics, "near-ties", "tokens/s", "seconds")
     rows: list[tuple[Cell, ...]] = [
         (
             one["model"],
             one["items"],
             *(with_error(**one["metrics"][metric]) for metric in exam.metrics),
+            one.get("near_ties", {}).get("count"),
             one["tokens_per_s"],
             one["seconds"],
         )
         for one in scores
     ]
-    return Table(f"{exam.name} (task {exam.task.name}, protocol {exam.protocol.name})", columns, tuple(rows))
+    drawn = f", {exam.entry.samples} samples at temperature {exam.entry.temperature:g}" if exam.entry.temperature else ""
+    return Table(f"{exam.name} (task {exam.task.name}, protocol {exam.protocol.name}{drawn})", columns, tuple(rows))
 
 
 def group_tables(title: str, scores: dict[str, Any]) -> Iterator[Table]:

@@ -19,7 +19,9 @@ from soka_cli.tasks.few_shot import shots_for
 from soka_cli.tasks.protocol import AskingProtocol, protocol_named, template_digest
 
 # What the digest of the data stands for, or what only decides how fast the answers come.
-NO_INPUTS = ("path", "revision", "config", "split", "shots", "batch_size")
+NO_INPUTS = ("path", "revision", "config", "split", "shots", "batch_size", "batching")
+# Inputs from the day on which somebody asks for them: an evaluation from before they were there stays what it is.
+SAMPLING = ("samples", "temperature", "top_p", "pass_at")
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,36 @@ class Exam:
     shots_sha256: str | None
     template_sha256: str
     inputs: dict[str, Any]
+    seed: int
 
     @property
     def name(self) -> str:
         return self.entry.folder
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """The task's own, then those that the protocol reads beside them."""
+    def judged(self) -> tuple[str, ...]:
+        """The metrics of a single completion: the task's own, then those that the protocol reads beside them."""
         return (*self.task.metrics, *self.protocol.readings)
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of the items: pass@k for the entry's further k stand behind the task's own."""
+        draws = (f"pass@{k}" for k in dict.fromkeys(self.entry.pass_at) if k != 1)
+        return (*self.task.metrics, *draws, *self.protocol.readings)
+
+    @property
     def decoding(self) -> Decoding:
-        return Decoding(stops=self.protocol.stops, max_new_tokens=self.max_new_tokens)
+        return Decoding(self.protocol.stops, self.max_new_tokens, self.entry.temperature, self.entry.top_p)
 
     @property
     def questions(self) -> list[Question]:
-        """What is asked, in the data's order."""
-        return [Question(example.id, 0, prompt) for example, prompt in zip(self.examples, self.prompts, strict=True)]
+        """What is asked: every item in the data's order, as often as samples are wanted."""
+        asked = zip(self.examples, self.prompts, strict=True)
+        return [
+            Question(example.id, sample, prompt, sample_seed(self.seed, example.id, sample))
+            for example, prompt in asked
+            for sample in range(self.entry.samples)
+        ]
 
 
 def prepare_exams(recipe: Recipe, *, offline: bool = False) -> list[Exam]:
@@ -71,10 +85,10 @@ def prepare_exams(recipe: Recipe, *, offline: bool = False) -> list[Exam]:
             exit_code=ExitCode.USAGE,
         )
     entries = to_mapping(recipe)["eval"]
-    return [prepare(entry, mapping, offline=offline) for entry, mapping in zip(recipe.eval, entries, strict=True)]
+    return [prepare(entry, mapping, seed=recipe.seed, offline=offline) for entry, mapping in zip(recipe.eval, entries, strict=True)]
 
 
-def prepare(entry: EvalSection, mapping: dict[str, Any], *, offline: bool) -> Exam:
+def prepare(entry: EvalSection, mapping: dict[str, Any], *, seed: int, offline: bool) -> Exam:
     """Read the entry's rows, all of them (so that the digest does not depend on the limit), and render its prompts."""
     task, protocol = task_named(entry.task), protocol_named(entry.protocol, entry.task)
     rows = load_rows(entry.path, revision=entry.revision, config=entry.config, split=entry.split, task=entry.task, offline=offline)
@@ -92,8 +106,21 @@ def prepare(entry: EvalSection, mapping: dict[str, Any], *, offline: bool) -> Ex
         data_sha256=rows_digest(entry.path, rows),
         shots_sha256=json_digest(shown) if shown is not None else None,
         template_sha256=template_digest(task, protocol),
-        inputs={key: value for key, value in mapping.items() if key not in NO_INPUTS} | {"max_new_tokens": longest},
+        inputs=inputs_of(entry, mapping, seed) | {"max_new_tokens": longest},
+        seed=seed,
     )
+
+
+def inputs_of(entry: EvalSection, mapping: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What of an entry its answers and scores depend on; the recipe's seed counts where tokens are drawn."""
+    usual = {name: EvalSection.model_fields[name].default for name in SAMPLING}
+    named = {key: value for key, value in mapping.items() if key not in NO_INPUTS and not (key in usual and value == usual[key])}
+    return named | ({"seed": seed} if entry.temperature else {})
+
+
+def sample_seed(seed: int, item: str, sample: int) -> int:
+    """What the tokens of an item's sample are drawn by, below 2**32."""
+    return int(text_digest(f"{seed} {sample} {item}")[:8], 16)
 
 
 def rows_digest(path: str, rows: Sequence[Any]) -> str:

@@ -16,6 +16,7 @@ from soka_cli.run.resources import is_memory_full
 from soka_cli.run.stage import damaged_output
 from soka_cli.run.write import damaged
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.launch import Worker
 
 Kind = Literal["base", "adapter", "merged", "other"]
 KINDS: tuple[Kind, ...] = ("base", "adapter", "merged", "other")
@@ -176,7 +177,7 @@ class ModelShelf:
 
     def __init__(self, context: StageContext) -> None:
         self.context = context
-        self.device = pick_device(context.device)
+        self.device = Worker.here().device(pick_device(context.device))
         self._bare_base: Any = None
         self._held: tuple[JudgedModel, Any, Any] | None = None
 

@@ -18,7 +18,6 @@ from soka_cli.stages.stopping import Ids, Wording
 from soka_cli.tasks.base import cut_at
 
 PROBE = "Question: Zoë pays 12.50 for 3 pens.\nAnswer: 37.50"
-GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0}  # vLLM takes what it is not told from the model's own settings
 Asked = tuple[Question, Ids]
 
 
@@ -121,24 +120,28 @@ class ServedAnswerer:
 
     def _ask(self, asked: Asked) -> tuple[ServedAnswer | None, int]:
         """The server's answer and the room it had; None where there is none. A limit told in a refusal is kept to, once."""
-        _, ids = asked
+        question, ids = asked
         room = self.room(ids, self.model.limit)
         if not room:
             return None, 0
         try:
-            return self._request(ids, room), room
+            return self._request(question, ids, room), room
         except NoRoomError as full:
             less = self.room(ids, full.limit) if full.limit is not None else 0
         if not 0 < less < room:
             return None, 0
         try:
-            return self._request(ids, less), less
+            return self._request(question, ids, less), less
         except NoRoomError:
             return None, 0
 
-    def _request(self, ids: Ids, room: int) -> ServedAnswer:
+    def _request(self, question: Question, ids: Ids, room: int) -> ServedAnswer:
+        """Says all of the decoding: vLLM takes what it is not told from the model's own settings."""
+        decoding = self.decoding
+        drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "repetition_penalty": 1.0}
+        seed = {"seed": question.seed} if decoding.temperature else {}
         ends = {"stop_token_ids": self._stop_tokens} if self._stop_tokens else {}
-        return self.server.complete(self.model.name, ids, max_tokens=room, stops=self.decoding.stops, **GREEDY, **ends)
+        return self.server.complete(self.model.name, ids, max_tokens=room, stops=decoding.stops, **drawn, **seed, **ends)
 
     @property
     def _stop_tokens(self) -> list[int]:

@@ -16,14 +16,13 @@ from pydantic import Field
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.places import packaged
-from soka_cli.recipe.schema import TASK_PROTOCOLS, Name, PositiveCount, Section
+from soka_cli.recipe.schema import PROGRAM_TASKS, TASK_PROTOCOLS, Name, PositiveCount, Section
 from soka_cli.tasks.base import Example, Task
 from soka_cli.tasks.program import Postprocessing
 from soka_cli.tasks.template import Words, render_example
 
 # Where a completion's own protocol is not known: whatever begins another item, or is a chat's end of turn.
 COMMON_STOPS = ("Question:", "Problem:", "### Instruction", "</s>", "<|im_end|>")
-PROGRAM_TASKS = ("mbpp", "humaneval")
 PROGRAM_STOPS = ("[DONE]", "### Instruction", "</s>", "<|im_end|>", "<|endoftext|>")  # a program may well say "Problem:"
 BETWEEN_SHOTS = "\n\n"
 SHOT_FILES = "harness"

@@ -281,6 +281,18 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
         "  - {task: gsm8k, path: a}\n  - {task: gsm8k, path: b}",
         [(20, "eval entries share the name gsm8k-plain")],
     ),
+    "samples that are all the same": (
+        "path: acme/test",
+        "path: acme/test, samples: 4",
+        [(19, "4 samples are all the same at temperature 0")],
+    ),
+    "top_p of nothing drawn": ("path: acme/test", "path: acme/test, top_p: 0.9", [(19, "top_p is of drawn tokens")]),
+    "pass@k of answers": ("path: acme/test", "path: acme/test, pass_at: [1]", [(19, "task gsm8k has no pass@k")]),
+    "pass@k beyond the samples": (
+        "{task: gsm8k, path: acme/test}",
+        "{task: mbpp, path: acme/test, samples: 4, temperature: 0.8, pass_at: [1, 10]}",
+        [(19, "pass@10 can't be told from 4 samples")],
+    ),
     "a key twice": ("  steps: 20", "  steps: 20\n  steps: 30", [(16, "steps is written twice, first on line 15")]),
     "a section twice": ("seed: 1", "seed: 1\nmodel: {name: x}", [(21, "model is written twice, first on line 1")]),
     "a tab": ("  lr: 2e-5", "\tlr: 2e-5", [(14, "a tab where spaces are wanted")]),

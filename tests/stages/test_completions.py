@@ -127,10 +127,10 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) ->
     completer.said = told.append
     whole = Completer._generate
 
-    def small_memory(self: Completer, some: list[list[int]]) -> Any:
+    def small_memory(self: Completer, some: list[list[int]], seeds: list[int]) -> Any:
         if len(some) > 1:
             raise torch.OutOfMemoryError("no room")
-        return whole(self, some)
+        return whole(self, some, seeds)
 
     monkeypatch.setattr(Completer, "_generate", small_memory)
     assert [one.text for one in completer.complete(prompts)] == [one.text for one in wanted]

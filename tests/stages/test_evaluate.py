@@ -29,6 +29,7 @@ from soka_cli.stages.completions import Completer
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.evaluate import evaluate
 from soka_cli.stages.judged_model import ModelShelf
+from soka_cli.stages.local_answerer import LocalAnswerer
 from soka_cli.stages.score import score
 from tests import builders
 from tests.builders import REPOSITORY, gsm8k_file, recipe_mapping, tiny_model_folder, write_recipe
@@ -168,47 +169,74 @@ def test_the_batch_size_is_no_input(material: Path, tmp_path: Path, finished: St
     assert evaluate(other, kinds=["base"]).status == "already done"
 
 
-def test_killed_and_resumed_gives_the_file_of_an_undisturbed_run(material: Path, tmp_path: Path) -> None:
-    entry = ENTRY | {"batch_size": 2}
-    whole = context_of(material, tmp_path / "whole", entries=[entry])
-    evaluate(whole, kinds=["base"])
-    context = context_of(material, tmp_path / "killed", entries=[entry])
-    path = context.layout.predictions(NAME, "base")
-    script = (
-        "import sys, time, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "from tests.stages.test_evaluate import ENTRY, context_of, evaluate\n"
-        "from soka_cli.stages.completions import Completer\n"
-        "complete = Completer.complete\n"
-        "def slowly(self, prompts): time.sleep(0.2); return complete(self, prompts)\n"
-        "Completer.complete = slowly\n"
-        "evaluate(context_of(Path(sys.argv[1]), Path(sys.argv[2]), entries=[ENTRY | {'batch_size': 2}]), kinds=['base'])\n"
-    )
+HANGING = """
+import sys, time, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from soka_cli.stages.local_answerer import LocalAnswerer
+from tests.stages.test_evaluate import ENTRY, context_of, evaluate
+
+answer = LocalAnswerer.answer
+
+def hanging(self, questions, done):
+    for number, one in enumerate(one for answers in answer(self, questions, done) for one in answers):
+        time.sleep(600 if number == 5 else 0)
+        yield [one]
+
+LocalAnswerer.answer = hanging
+material, run, batching = sys.argv[1:]
+evaluate(context_of(Path(material), Path(run), entries=[ENTRY | {"batch_size": 2, "batching": batching}]), kinds=["base"])
+"""
+
+
+def killed(material: Path, run: Path, batching: str) -> None:
+    """Evaluate the base in a process of its own, and kill it when five items are answered."""
+    path = RunLayout(run).predictions(NAME, "base")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    arguments = [sys.executable, "-c", script, str(material), str(context.layout.root)]
+    arguments = [sys.executable, "-c", HANGING, str(material), str(run), batching]
     with subprocess.Popen(arguments, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 300
-        while (not path.exists() or path.read_bytes().count(b"\n") < 4) and process.poll() is None and time.monotonic() < deadline:
+        while (not path.exists() or path.read_bytes().count(b"\n") < 5) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, process.stderr.read().decode() if process.stderr else ""
+
+
+def rows_of(context: StageContext, kind: str = "base") -> list[dict[str, Any]]:
+    """A file's rows in their order, without what company in a batch can move: how near the nearest choice was."""
+    return [
+        {key: value for key, value in row.items() if key != "smallest_gap"} for row in read_lines(context.layout.predictions(NAME, kind))
+    ]
+
+
+@pytest.mark.parametrize("batching", ["padded", "continuous"])
+def test_killed_and_resumed_gives_the_file_of_an_undisturbed_run(material: Path, tmp_path: Path, batching: str) -> None:
+    entry = ENTRY | {"batch_size": 2, "batching": batching}
+    whole = context_of(material, tmp_path / "whole", entries=[entry])
+    evaluate(whole, kinds=["base"])
+    killed(material, tmp_path / "killed", batching)
+    context = context_of(material, tmp_path / "killed", entries=[entry])
+    path = context.layout.predictions(NAME, "base")
     partial = path.read_bytes()
-    assert 0 < partial.count(b"\n") < ITEMS
-    path.write_bytes(partial[: partial.rindex(b"{") + 30])  # the kill fell into the last line of a batch
+    assert partial.count(b"\n") == 5
+    path.write_bytes(partial[: partial.rindex(b'{"id"') + 30])  # the kill fell into the last line of a batch
     evaluate(context, kinds=["base"])
-    assert path.read_bytes() == whole.layout.predictions(NAME, "base").read_bytes()
+    if batching == "padded":
+        assert path.read_bytes() == whole.layout.predictions(NAME, "base").read_bytes()
+    assert rows_of(context) == rows_of(whole)
     assert any("cut off" in message for message in context.reporter.messages)
     assert scores_of(context, "base")["metrics"] == scores_of(whole, "base")["metrics"]
 
 
 def test_a_higher_limit_asks_only_what_is_new(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    evaluate(context_of(material, run, entries=[ENTRY | {"limit": 5}]), kinds=["base"])
+    entry = ENTRY | {"batching": "padded"}
+    evaluate(context_of(material, run, entries=[entry | {"limit": 5}]), kinds=["base"])
     first = RunLayout(run).predictions(NAME, "base").read_bytes()
     asked: list[int] = []
     complete = Completer.complete
-    monkeypatch.setattr(Completer, "complete", lambda self, prompts: asked.append(len(prompts)) or complete(self, prompts))
-    evaluate(context_of(material, run), kinds=["base"])
+    monkeypatch.setattr(Completer, "complete", lambda self, prompts, seeds: asked.append(len(prompts)) or complete(self, prompts, seeds))
+    evaluate(context_of(material, run, entries=[entry]), kinds=["base"])
     rows = read_lines(RunLayout(run).predictions(NAME, "base"))
     assert RunLayout(run).predictions(NAME, "base").read_bytes().startswith(first)
     assert (sum(asked), len(rows), len({row["id"] for row in rows})) == (ITEMS - 5, ITEMS, ITEMS)
@@ -333,9 +361,9 @@ def test_programs_are_asked_for_run_and_scored(
     if find_isolation().layer is None:
         pytest.skip("nothing isolates programs here")
     file = builders.write_jsonl(tmp_path / "items.jsonl", rows)
-    answers = iter([str(row.get("code", row.get("canonical_solution"))) if place < 2 else "pass" for place, row in enumerate(rows)])
-    monkeypatch.setattr(Completer, "batches", lambda self, prompts, size: [[place] for place in range(len(prompts))])
-    monkeypatch.setattr(Completer, "complete", lambda self, prompts: [Completion(next(answers), "eos", 3, None) for _ in prompts])
+    texts = [str(row.get("code", row.get("canonical_solution"))) if place < 2 else "pass" for place, row in enumerate(rows)]
+    by_id = {str(row["task_id"]): Completion(text, "eos", 3, None) for row, text in zip(rows, texts, strict=True)}
+    monkeypatch.setattr(LocalAnswerer, "answer", lambda self, questions, done: [[(one, by_id[one.id]) for one in questions]])
     entry = {"task": task, "protocol": protocol, "path": str(file), "max_new_tokens": 4}
     context = context_of(material, tmp_path / "run", entries=[entry])
     evaluate(context, kinds=["base"])
