@@ -105,10 +105,22 @@ def decompose(request: Request, reporter: "Reporter", num_processes: Processes =
     return stage(context)
 
 
-@verb(app, "train", examples=("soka train --recipe gsm8k.yaml", "soka train -r gsm8k.yaml train.lr=1e-3 train.steps=500"))
-def train(request: Request, reporter: "Reporter") -> "Outcome":
+@verb(
+    app,
+    "train",
+    examples=(
+        "soka train --recipe gsm8k.yaml",
+        "soka train -r gsm8k.yaml train.lr=1e-3 train.steps=500",
+        "soka train -r gsm8k.yaml --num-processes 8",
+    ),
+)
+def train(request: Request, reporter: "Reporter", num_processes: Processes = 1) -> "Outcome | None":
     """Train the adapter; goes on from the last checkpoint by itself."""
     context = request.context(reporter)
+    from soka_cli.stages.launch import in_processes
+
+    if in_processes(request.command, num_processes):
+        return None
     from soka_cli.stages.train import train as stage
 
     return stage(context)

@@ -15,6 +15,7 @@ from soka_cli.run.lines import AppendFile
 from soka_cli.run.reporter import ProgressTask
 from soka_cli.run.write import damaged
 from soka_cli.stages.course import stopped_early
+from soka_cli.stages.team import Team
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -44,13 +45,14 @@ class StepFlow(TrainerCallback):
     """Decides what happens at a step's end: a line wherever something is saved or evaluated, a stop where the user asked for one.
 
     Args:
-        pending: a signal to end.
+        pending: a signal to end; one that reaches any of the team ends all after the same step.
         rows: those of metrics.jsonl, which grow.
         keep_best: save where eval_loss is lower than ever.
     """
 
-    def __init__(self, pending: PendingInterrupt, rows: list[dict[str, Any]], *, keep_best: bool = False) -> None:
+    def __init__(self, pending: PendingInterrupt, rows: list[dict[str, Any]], team: Team, *, keep_best: bool = False) -> None:
         self.pending = pending
+        self.team = team
         self.rows = rows
         self.keep_best = keep_best
 
@@ -60,6 +62,7 @@ class StepFlow(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         last = state.global_step >= state.max_steps
+        self.pending.number = next(filter(None, self.team.gathered(self.pending.number)), None)
         if self.pending:
             control.should_save = control.should_training_stop = True
         if last:
@@ -94,6 +97,7 @@ class MetricsWriter(TrainerCallback):
     also has `eval_loss_before`, the held-out loss of the untrained start.
 
     Args:
+        append: keeps a row.
         passes: the passes over the rows that so many steps are.
         held_out_loss: measures the held-out loss; None where there are no held-out rows.
         module_norms: gives each module's gradient norm in the last step, where they are asked for.
@@ -102,14 +106,14 @@ class MetricsWriter(TrainerCallback):
 
     def __init__(
         self,
-        file: AppendFile,
+        append: Callable[[dict[str, Any]], None],
         progress: ProgressTask,
         passes: Callable[[int], float],
         held_out_loss: Callable[[], float] | None = None,
         module_norms: Callable[[], dict[str, float]] | None = None,
         written: Callable[[dict[str, Any]], None] = lambda row: None,
     ) -> None:
-        self.file = file
+        self.append = append
         self.progress = progress
         self.passes = passes
         self.held_out_loss = held_out_loss
@@ -171,5 +175,5 @@ class MetricsWriter(TrainerCallback):
     def _write(self) -> None:
         if self.row is not None:
             row, self.row = self.row, None
-            self.file.append(row)
+            self.append(row)
             self.written(row)

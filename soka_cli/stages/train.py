@@ -1,13 +1,13 @@
 """train: rows, base and start -> train/adapter (or train/model), through transformers' Trainer."""
 
-import os
 import shlex
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -34,15 +34,16 @@ from soka_cli.recipe.resolved import to_mapping, to_yaml
 from soka_cli.recipe.schema import UNPACKED_METHODS, TrainSection
 from soka_cli.run.interrupt import interrupts_wait
 from soka_cli.run.lines import AppendFile
-from soka_cli.run.reporter import ProgressTask
+from soka_cli.run.reporter import ProgressTask, SilentReporter
 from soka_cli.run.resources import is_memory_full, require_space
-from soka_cli.run.stage import Stage, open_stage
+from soka_cli.run.stage import open_stage
 from soka_cli.run.write import atomic_folder, damaged, read_json
 from soka_cli.stages.checkpoints import Checkpoints, damage
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.course import best_step, stopped_early
 from soka_cli.stages.decompose import decompose, decompose_inputs
 from soka_cli.stages.decontamination import left_out
+from soka_cli.stages.launch import Worker
 from soka_cli.stages.matching import settled
 from soka_cli.stages.metrics import EarlyStop, MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
@@ -50,6 +51,7 @@ from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, re
 from soka_cli.stages.shortage import longest_items, out_of_memory, tokens_of
 from soka_cli.stages.steps import items_read, steps_in_all
 from soka_cli.stages.symptoms import Watch
+from soka_cli.stages.team import Team
 from soka_cli.stages.trackers import Mirrors, require_trackers
 from soka_cli.stages.trainer import LongestFirst, RunTrainer
 from soka_cli.stages.warm_start import adapter_digest, warm_start
@@ -80,7 +82,8 @@ def train(context: StageContext) -> Outcome:
         SokaError: exit 4 for data, 5 for a stale or damaged run directory, 6 for memory or disk, 7 where training diverges or
             nothing can be learnt.
     """
-    _refuse_several_processes()
+    worker = Worker.here()
+    _require_whole_batches(context.recipe.train, worker.count)
     require_trackers(context.recipe.train.trackers)
     _require_optimizer(context.recipe.train.optimizer)
     if (kind := context.recipe.model.quantization) != "none":
@@ -88,27 +91,39 @@ def train(context: StageContext) -> Outcome:
     inputs = train_inputs(context)
     if context.recipe.adapter.method == "soka":
         _ensure_factors(context)
-    with open_stage(
-        context.layout,
-        STAGE,
-        inputs,
-        recipe_yaml=to_yaml(context.recipe),
-        source_text=context.loaded.source_text,
-        reporter=context.reporter,
-        command=context.command,
-        force=context.force,
-        folders=[context.layout.train],
-        extends=extends,
-    ) as stage:
+    if worker.rank == 0:
+        return _led(context, inputs, worker)
+    if worker.may_begin(STAGE):
+        _Training(context, worker).fit()
+    return Outcome(STAGE, "partial", context.layout.root)
+
+
+def _led(context: StageContext, inputs: dict[str, Any], worker: Worker) -> Outcome:
+    """The stage in the process that owns the run directory."""
+    with (
+        worker.leads(STAGE) as go,
+        open_stage(
+            context.layout,
+            STAGE,
+            inputs,
+            recipe_yaml=to_yaml(context.recipe),
+            source_text=context.loaded.source_text,
+            reporter=context.reporter,
+            command=context.command,
+            force=context.force,
+            folders=[context.layout.train],
+            extends=extends,
+        ) as stage,
+    ):
         if stage.done:
             return _outcome(context, _figures_of(context.layout.environment(STAGE)), "already done")
-        run = _Training(context, stage)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by a name of yesterday
-            warnings.filterwarnings("ignore", message="PiSSA changes the base weights")  # save_converted undoes that
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # PEFT then sets it right for Conv1D
-            figures = run.fit()
-        stage.finish([context.layout.metrics, run.result], {"device": str(run.device), "data": run.ledgers, "training": figures})
+        go()
+        run = _Training(context, worker)
+        figures = run.fit() | {"seconds": stage.seconds}
+        stage.finish(
+            [context.layout.metrics, run.result],
+            {"device": str(run.device), "processes": worker.count, "data": run.ledgers, "training": figures},
+        )
     return _outcome(context, figures, "done")
 
 
@@ -155,13 +170,17 @@ def extends(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return new_steps > old_steps if old_steps is not None and new_steps is not None else new_epochs > old_epochs
 
 
-def _refuse_several_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def _require_whole_batches(train: TrainSection, processes: int) -> None:
+    """Refuse (exit 2) where a step's rows can't be shared out in whole micro-batches."""
+    together = processes * train.micro_batch_size
+    if train.batch_size % together:
+        below, above = train.batch_size // together * together, -(-train.batch_size // together) * together
         raise SokaError(
-            f"This version trains in one process, and was started as one of {os.environ['WORLD_SIZE']}.",
-            where="WORLD_SIZE",
-            hint="start it without accelerate launch or torchrun: soka train",
-            exit_code=ExitCode.ENVIRONMENT,
+            f"{processes} processes can't share {train.batch_size} rows a step in micro-batches of {train.micro_batch_size}.",
+            where="train.batch_size",
+            why=f"it has to be a multiple of {processes} x {train.micro_batch_size} = {together}",
+            hint=f"train.batch_size={below or above} or {above}, or a smaller train.micro_batch_size",
+            exit_code=ExitCode.USAGE,
         )
 
 
@@ -196,18 +215,25 @@ class _Rows:
     validation: list[EncodedRow]
 
 
+class _Metrics(NamedTuple):
+    """The rows of metrics.jsonl so far, and what adds one."""
+
+    rows: list[dict[str, Any]]
+    append: Callable[[dict[str, Any]], None]
+
+
 class _Training:
     """One fit: everything between the open stage and its result folder."""
 
-    def __init__(self, context: StageContext, stage: Stage) -> None:
-        self.context = context
+    def __init__(self, context: StageContext, worker: Worker) -> None:
+        self.context = context if worker.rank == 0 else replace(context, reporter=SilentReporter())
         self.recipe = context.recipe
         self.layout = context.layout
-        self.stage = stage
         self.whole = self.recipe.adapter.method == "full"
         self.result = self.layout.full_model if self.whole else self.layout.adapter
         self.checkpoints = Checkpoints(self.layout.checkpoints, self.recipe.train.keep_checkpoints)
-        self.device = torch.device(pick_device(context.device))
+        self.device = torch.device(worker.device(pick_device(context.device)))
+        self.team = Team.assembled(worker, self.device)
         self.ledgers: dict[str, Any] = {}
         self.initial: dict[str, Tensor] | None = None
         with_rank, self.match = settled(context)
@@ -215,24 +241,34 @@ class _Training:
 
     def fit(self) -> dict[str, Any]:
         """Load, train, write the result; returns the stage's figures."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by a name of yesterday
+            warnings.filterwarnings("ignore", message="PiSSA changes the base weights")  # save_converted undoes that
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set")  # PEFT then sets it right for Conv1D
+            return self._fitted()
+
+    def _fitted(self) -> dict[str, Any]:
         self.tokenizer = load_tokenizer(self.recipe.model, offline=self.context.offline)
         rows = self._rows()
         steps = steps_in_all(self.recipe, rows.order)
-        found = self.checkpoints.newest_intact(self.context.reporter)
+        found = self.team.told(self.checkpoints.newest_intact(self.context.reporter) if self.team.leads else None)
         if self.match is not None:
             self.context.reporter.say(self.match.sentence)
         model = self._model(found[1] if found else None)
         if self.recipe.data.packing:
             require_apart(model)
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        self._require_space(trainable)
+        if self.team.leads:
+            self._require_space(trainable)
         try:
             metrics = self._train(model, rows, steps, found)
         except Exception as error:
             if isinstance(error, SokaError) or not is_memory_full(error):
                 raise
             raise self._out_of_memory(error, rows) from error
-        self._save(model)
+        if self.team.leads:
+            self._save(model)
+        self.team.wait()
         stopped = stopped_early(metrics, self.recipe.train.early_stopping)
         evaluated = [row["eval_loss"] for row in metrics if "eval_loss" in row]
         return {
@@ -248,7 +284,6 @@ class _Training:
             "last_eval_loss": evaluated[-1] if evaluated else None,
             "trainable_parameters": trainable,
             "rows": len(rows.training),
-            "seconds": self.stage.seconds,
         }
 
     # ---- data
@@ -326,15 +361,10 @@ class _Training:
         start = found[0] if found else 0
         reporter = self.context.reporter
         with (
-            AppendFile(self.layout.metrics) as metrics,
+            self._metrics(start) as metrics,
             interrupts_wait() as pending,
             reporter.task(f"train {self.recipe.adapter.method}", total=steps, unit="steps") as progress,
         ):
-            if metrics.cut:
-                reporter.warn(metrics.cut)
-            dropped = cut_back(metrics, start)
-            if dropped:
-                reporter.say(f"metrics.jsonl: {dropped} rows after step {start} are taken back; these steps are trained again.")
             if found:
                 reporter.say(f"Going on from {found[1].name} of {steps} steps.")
             keep_best = self.recipe.train.keep == "best"
@@ -344,8 +374,9 @@ class _Training:
                 train_dataset=Curriculum(rows.training, rows.order, items_read(self.recipe, rows.order)),
                 eval_dataset=self._held_out(rows) or None,
                 data_collator=self._collator(),
-                callbacks=[StepFlow(pending, metrics.rows, keep_best=keep_best)],
+                callbacks=[StepFlow(pending, metrics.rows, self.team, keep_best=keep_best)],
                 longest=longest_items(rows.training, rows.order, self.recipe.train.micro_batch_size),
+                team=self.team,
                 checkpoints=self.checkpoints,
                 apart={SIGMA: self.recipe.train.sigma_lr, LORA_B: self.recipe.train.lora_b_lr},
                 keep=lambda: best_step(metrics.rows) if keep_best else None,
@@ -366,6 +397,22 @@ class _Training:
                 self._take_best(trainer, metrics.rows)
             return metrics.rows
 
+    @contextmanager
+    def _metrics(self, start: int) -> Iterator["_Metrics"]:
+        """metrics.jsonl, cut back to step `start`; in the other processes a copy of its rows, since they decide by them as well."""
+        if not self.team.leads:
+            rows: list[dict[str, Any]] = self.team.told([])
+            yield _Metrics(rows, rows.append)
+            return
+        reporter = self.context.reporter
+        with AppendFile(self.layout.metrics) as file:
+            if file.cut:
+                reporter.warn(file.cut)
+            if dropped := cut_back(file, start):
+                reporter.say(f"metrics.jsonl: {dropped} rows after step {start} are taken back; these steps are trained again.")
+            self.team.told(file.rows)
+            yield _Metrics(file.rows, file.append)
+
     def _collator(self) -> Collator | PackCollator:
         pad_id = self.tokenizer.pad_token_id
         return PackCollator(pad_id) if self.recipe.data.packing else Collator(pad_id)
@@ -378,11 +425,11 @@ class _Training:
         """Steps -> passes over the rows."""
         return lambda step: rows.order.passes(step * self.recipe.train.batch_size)
 
-    def _fit(self, trainer: RunTrainer, metrics: AppendFile, progress: ProgressTask, rows: _Rows, checkpoint: Path | None) -> None:
+    def _fit(self, trainer: RunTrainer, metrics: "_Metrics", progress: ProgressTask, rows: _Rows, checkpoint: Path | None) -> None:
         """The steps, with all who watch them."""
         train = self.recipe.train
         mirrors = Mirrors(
-            train.trackers,
+            train.trackers if self.team.leads else [],
             run=self.layout.root.name,
             folder=self.layout.trackers,
             rows=metrics.rows,
@@ -398,7 +445,7 @@ class _Training:
         held_out_loss = trainer.held_out_loss if rows.validation else None
         norms = trainer.module_norms if train.log_module_norms else None
         trainer.add_callback(LongestFirst(trainer))
-        trainer.add_callback(MetricsWriter(metrics, progress, self._passes(rows), held_out_loss, norms, written))
+        trainer.add_callback(MetricsWriter(metrics.append, progress, self._passes(rows), held_out_loss, norms, written))
         trainer.add_callback(EarlyStop(metrics.rows, train.early_stopping))
         if train.compile == "layers":
             compile_layers(trainer.model)
@@ -442,7 +489,9 @@ class _Training:
             max_steps=steps,
             per_device_train_batch_size=train.micro_batch_size,
             per_device_eval_batch_size=train.micro_batch_size,
-            gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
+            gradient_accumulation_steps=train.batch_size // (train.micro_batch_size * self.team.count),
+            ddp_broadcast_buffers=False,  # theta0 is the same in all of them
+            ddp_find_unused_parameters=False,
             learning_rate=train.lr,
             optim=OPTIMIZERS[train.optimizer],
             lr_scheduler_type="constant_with_warmup" if train.schedule == "constant" else train.schedule,
@@ -469,7 +518,8 @@ class _Training:
             disable_tqdm=True,
             report_to=[],
         )
-        _pin(arguments, self.device)
+        if self.team.count == 1:
+            _pin(arguments, self.device)
         return arguments
 
     def _say_stopped(self, step: int, steps: int) -> None:

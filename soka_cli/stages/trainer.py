@@ -13,12 +13,14 @@ from soka_cli.data.encode import IGNORED
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.stages.checkpoints import Checkpoints
 from soka_cli.stages.shortage import untouched_random_state
+from soka_cli.stages.team import Team
 
 
 class RunTrainer(Trainer):
     """Trains adapters or whole models into a run directory.
 
     Args:
+        team: the processes that train together.
         checkpoints: where checkpoints go; they hold adapter (or model), optimizer, schedule, RNG and state, never a frozen base.
         apart: peak rates of parameters that have their own, by a part of their names; None takes that of the others.
         longest: the items of the micro-batch that needs the most memory.
@@ -34,6 +36,7 @@ class RunTrainer(Trainer):
     def __init__(
         self,
         *,
+        team: Team,
         checkpoints: Checkpoints,
         apart: Mapping[str, float | None],
         longest: Sequence[Any],
@@ -44,6 +47,7 @@ class RunTrainer(Trainer):
     ) -> None:
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
+        self.team = team
         self.checkpoints = checkpoints
         self.apart = {name: rate for name, rate in apart.items() if rate is not None}
         self.longest = longest
@@ -121,8 +125,10 @@ class RunTrainer(Trainer):
         if grad_norm is None and self.takes_module_norms:  # nothing was clipped
             self._module_norms = module_norms(self.model)
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if not math.isfinite(float(norm)) or not math.isfinite(float(self._tr_loss)):
-            raise self._diverged(f"the loss is {float(self._tr_loss):g}, the gradient norm {float(norm):g}", self._rows)
+        found = self.team.gathered((float(self._tr_loss), float(norm), self._rows))
+        if not all(math.isfinite(loss) and math.isfinite(size) for loss, size, _ in found):
+            losses = "; ".join(f"{loss:g}, the gradient norm {size:g}" for loss, size, _ in found)
+            raise self._diverged(f"the loss is {losses}", [row for _, _, rows in found for row in rows])
         self._rows = []
         return norm
 
@@ -151,15 +157,21 @@ class RunTrainer(Trainer):
     def held_out_loss(self) -> float:
         """The mean over all supervised tokens of the held-out rows, in nats a token."""
         self.model.eval()
-        total, count = 0.0, 0
-        for batch in self.get_eval_dataloader():
-            inputs = self._prepare_inputs(batch)
+        sums = torch.zeros(2, dtype=torch.float64)  # nats, tokens
+        for items, counts in self.team.share(self._held_out_batches()):
+            inputs = self._prepare_inputs(self.data_collator(items))
             supervised = (inputs["labels"][:, 1:] != IGNORED).sum()
-            total += float(self.compute_loss(self.model, inputs, num_items_in_batch=supervised)) * int(supervised)
-            count += int(supervised)
+            loss = float(self.compute_loss(self.model, inputs, num_items_in_batch=supervised)) / self.team.count  # it foresees DDP's mean
+            sums += counts * torch.tensor([loss * int(supervised), int(supervised)], dtype=torch.float64)
+        total, tokens = self.team.total(sums).tolist()
         if not math.isfinite(total):
             raise self._diverged(f"eval_loss is {total:g}", [])
-        return total / count
+        return float(total / tokens)
+
+    def _held_out_batches(self) -> list[list[Any]]:
+        rows: Any = self.eval_dataset
+        size = self.args.per_device_eval_batch_size
+        return [[rows[place] for place in range(start, min(start + size, len(rows)))] for start in range(0, len(rows), size)]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """`eval_loss`, told to the callbacks."""
@@ -175,18 +187,29 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write beside, then rename: transformers' own files, ours, and the list of their digests last."""
         step = self.state.global_step
+        if not self.team.leads:
+            self._save_into(Path(self.team.told("")), model, trial)
+            self.team.wait()
+            return
         with self.checkpoints.writing(step, spare=self.keep()) as folder:
-            self._staged = folder
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staged = None
+            self.team.told(str(folder))
+            self._save_into(folder, model, trial)
             inner = folder / self.checkpoints.path(step).name  # where super put it
             if self.save_more is not None:
                 self.save_more(inner)
             for path in sorted(inner.iterdir()):
                 path.rename(folder / path.name)
             inner.rmdir()
+        self.team.wait()
+
+    def _save_into(self, folder: Path, model: nn.Module, trial: Any) -> None:
+        """What transformers writes: the first process everything, each its own random state."""
+        self._staged = folder
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staged = None
+        self.team.wait()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights and configuration alone: the tokenizer lies with the base, and arguments are not pickled."""

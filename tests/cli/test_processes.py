@@ -1,13 +1,10 @@
 """Decompose in several processes, through real launchers: the same files as in one, one error, and nobody left behind."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,9 @@ from soka_cli.errors import ExitCode
 from soka_cli.run.layout import RunLayout
 from soka_cli.stages.decompose import decompose
 from tests.builders import gsm8k_file, recipe_mapping, stage_context, tiny_model_folder
+from tests.launched import environment, until
 from tests.soak.decompose_kills import workers
 from tests.soak.sameness import differences
-
-PATIENCE = 120.0  # seconds on a busy machine
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def recipe(folder: Path) -> dict[str, Any]:
@@ -41,17 +36,6 @@ def undisturbed(tmp_path: Path) -> RunLayout:
 
 def words(folder: Path, *own: str) -> list[str]:
     return ["-m", "soka_cli", "decompose", "-r", str(folder / "undisturbed.yaml"), "-d", str(folder / "run"), "--device", "cpu", *own]
-
-
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in LAUNCHED} | {"OMP_NUM_THREADS": "1"}
-
-
-def until(what: Callable[[], bool]) -> None:
-    started = time.monotonic()
-    while not what():
-        assert time.monotonic() - started < PATIENCE
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -1,0 +1,109 @@
+"""Training in two processes, through real launchers: the curve of one, and nothing lost when one of them dies."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from soka_cli.errors import ExitCode
+from soka_cli.run.layout import RunLayout
+from soka_cli.stages.train import train
+from tests.builders import gsm8k_file, recipe_mapping, stage_context, tiny_model_folder
+from tests.launched import environment, until
+from tests.soak.decompose_kills import workers
+
+STEPS = 8
+MEASURED = ("tokens_per_s", "memory_bytes")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+
+
+def recipe(folder: Path, kind: str = "llama") -> dict[str, Any]:
+    """GPT-2 has dropout, so that the random state of each process matters."""
+    model = folder / kind
+    if not model.exists():
+        tiny_model_folder(model, kind)
+        gsm8k_file(folder)
+    targets = ["c_attn"] if kind == "gpt2" else ["q_proj", "v_proj"]
+    made = recipe_mapping(model, folder / "train.jsonl", data={"validation": {"fraction": 0.2}}, adapter={"target_modules": targets})
+    made["train"] |= {"steps": STEPS, "save_every": 2, "eval_every": 4, "keep_checkpoints": 8, "micro_batch_size": 1}
+    return made
+
+
+def words(folder: Path, run: str, *own: str) -> list[str]:
+    return ["-m", "soka_cli", "train", "-r", str(folder / "one.yaml"), "-d", str(folder / run), "--device", "cpu", *own]
+
+
+def launched(folder: Path, run: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    own = ["--json"] if launcher else ["--json", "--num-processes", "2"]
+    command = [sys.executable, *(word for word in launcher), *words(folder, run, *own)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=folder)
+
+
+def curve(run: RunLayout) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
+
+
+def weights(run: RunLayout) -> bytes:
+    return (run.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def started(folder: Path, run: str) -> tuple[subprocess.Popen[bytes], RunLayout]:
+    """Two processes, on their way, once the first checkpoint is there."""
+    layout = RunLayout(folder / run)
+    command = [sys.executable, *words(folder, run, "--num-processes", "2")]
+    launcher = subprocess.Popen(command, env=environment(), cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until(lambda: (layout.checkpoints / "checkpoint-2").is_dir())
+    return launcher, layout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [(), TORCHRUN, ACCELERATE], ids=["soka", "torchrun", "accelerate launch"])
+def test_two_processes_take_the_steps_of_one(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    context = stage_context(tmp_path, recipe(tmp_path), run="one")
+    train(context)
+    done = launched(tmp_path, "two", launcher)
+    assert done.returncode == ExitCode.DONE, done.stderr
+    assert json.loads(done.stdout)["status"] == "done"
+    two = RunLayout(tmp_path / "two")
+    for mine, theirs in zip(curve(context.layout), curve(two), strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-5)
+    one, other = (load_file(run.adapter / "adapter_model.safetensors") for run in (context.layout, two))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+    assert json.loads(two.environment("train").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    stage_context(tmp_path, recipe(tmp_path, "gpt2"), run="one")
+    assert launched(tmp_path, "undisturbed").returncode == ExitCode.DONE
+    launcher, run = started(tmp_path, "run")
+    subprocess.run(["kill", "-9", str(workers(launcher.pid)[-1])], check=True)
+    assert launcher.wait() == ExitCode.RESOURCES
+    assert launched(tmp_path, "run").returncode == ExitCode.DONE
+    undisturbed = RunLayout(tmp_path / "undisturbed")
+    assert curve(run) == curve(undisturbed)
+    assert weights(run) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_terminated_launcher_leaves_a_checkpoint_of_one_step_and_no_worker(tmp_path: Path) -> None:
+    stage_context(tmp_path, recipe(tmp_path, "gpt2"), run="one")
+    launcher, run = started(tmp_path, "run")
+    left = [Path(f"/proc/{worker}") for worker in workers(launcher.pid)]
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait() == ExitCode.TERMINATED
+    until(lambda: not any(process.exists() for process in left))
+    newest = max(int(path.name.partition("-")[2]) for path in run.checkpoints.glob("checkpoint-*"))
+    assert curve(run)[-1]["step"] == newest < STEPS
+    assert launched(tmp_path, "run").returncode == ExitCode.DONE
+    assert launched(tmp_path, "undisturbed").returncode == ExitCode.DONE
+    assert weights(run) == weights(RunLayout(tmp_path / "undisturbed"))
