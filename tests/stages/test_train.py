@@ -1,7 +1,6 @@
 """What training does and leaves, for each method."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -285,10 +284,3 @@ def test_too_little_room_is_refused_before_the_first_step(
         train(context)
     assert error.value.exit_code is ExitCode.RESOURCES and "1000 bytes are free" in error.value.what
     assert not context.layout.metrics.exists()
-
-
-def test_several_processes_are_refused(tmp_path: Path, llama_folder: Path, gsm8k_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
-    with pytest.raises(SokaError) as error:
-        train(builders.stage_context(tmp_path, mapping(llama_folder, gsm8k_file)))
-    assert error.value.exit_code is ExitCode.ENVIRONMENT
