@@ -498,6 +498,9 @@ class TrainSection(Section):
     keep: Literal["last", "best"] = Field(default="last", description="Which state becomes train/adapter; best by eval_loss.")
     early_stopping: EarlyStoppingSection | None = Field(default=None, description="Stops when eval_loss no longer falls.")
     init_from: Name | None = Field(default=None, description="Folder of an adapter of the same form, whose values training begins with.")
+    strategy: Literal["ddp", "fsdp2"] = Field(
+        default="ddp", description="How several processes hold the model: each the whole of it, or shared out layer by layer."
+    )
     activation_checkpointing: Switch = Field(
         default=False, description="Keep one activation a layer and compute the others again in the backward pass."
     )

@@ -1,5 +1,6 @@
 """train: rows, base and start -> train/adapter (or train/model), through transformers' Trainer."""
 
+import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import DistributedType
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -48,6 +50,7 @@ from soka_cli.stages.matching import settled
 from soka_cli.stages.metrics import EarlyStop, MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
 from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, reading_order
+from soka_cli.stages.sharded import is_sharded, whole_state
 from soka_cli.stages.shortage import longest_items, out_of_memory, tokens_of
 from soka_cli.stages.steps import items_read, steps_in_all
 from soka_cli.stages.symptoms import Watch
@@ -66,6 +69,7 @@ NO_INPUTS = {
     "log_every",
     "log_module_norms",
     "activation_checkpointing",
+    "strategy",
     "compile",
     "trackers",
 }
@@ -266,9 +270,7 @@ class _Training:
             if isinstance(error, SokaError) or not is_memory_full(error):
                 raise
             raise self._out_of_memory(error, rows) from error
-        if self.team.leads:
-            self._save(model)
-        self.team.wait()
+        self._save(model)
         stopped = stopped_early(metrics, self.recipe.train.early_stopping)
         evaluated = [row["eval_loss"] for row in metrics if "eval_loss" in row]
         return {
@@ -383,7 +385,10 @@ class _Training:
                 module_norms=self.recipe.train.log_module_norms,
                 save_more=self._save_initial if self.initial is not None else None,
             )
+            self._require_sharding(trainer)
             use_cache = model.config.use_cache
+            if found and trainer.is_fsdp_enabled:
+                trainer._load_from_checkpoint(str(found[1]))
             done = start >= steps or stopped_early(metrics.rows, self.recipe.train.early_stopping) is not None
             if found and done:  # stopped between the last checkpoint and the result
                 trainer._load_from_checkpoint(str(found[1]))
@@ -396,6 +401,29 @@ class _Training:
             if keep_best:
                 self._take_best(trainer, metrics.rows)
             return metrics.rows
+
+    def _require_sharding(self, trainer: RunTrainer) -> None:
+        """Refuse where FSDP2 was asked for, by the recipe or the launcher, and would not happen, or what it does not do."""
+        by_recipe = self.recipe.train.strategy == "fsdp2" and self.team.count > 1
+        if not by_recipe and os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+            return
+        found = trainer.accelerator.distributed_type
+        if found is not DistributedType.FSDP:
+            raise SokaError(
+                f"FSDP2 was asked for, and Accelerate would train by {found.value} instead.",
+                where="train.strategy: fsdp2" if by_recipe else "ACCELERATE_USE_FSDP, which the launcher set",
+                why="it shares a model out among several GPUs alone",
+                hint="train.strategy=ddp, or more than one GPU and --num-processes",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+        if self.initial is not None or self.recipe.train.keep == "best":
+            option = "adapter.method: pissa" if self.initial is not None else "train.keep: best"
+            raise SokaError(
+                f"{option} does not work with a model that is shared out among processes (FSDP2).",
+                where=option,
+                hint="train.strategy=ddp, or another choice of that option",
+                exit_code=ExitCode.USAGE,
+            )
 
     @contextmanager
     def _metrics(self, start: int) -> Iterator["_Metrics"]:
@@ -484,12 +512,15 @@ class _Training:
                 hint="set train.precision=fp32",
                 exit_code=ExitCode.ENVIRONMENT,
             )
+        sharing = train.strategy == "fsdp2" and self.team.count > 1
         arguments = TrainingArguments(
             output_dir=str(self.layout.checkpoints),
             max_steps=steps,
             per_device_train_batch_size=train.micro_batch_size,
             per_device_eval_batch_size=train.micro_batch_size,
             gradient_accumulation_steps=train.batch_size // (train.micro_batch_size * self.team.count),
+            fsdp=True if sharing else None,
+            fsdp_config={"version": 2, "reshard_after_forward": True} if sharing else None,
             ddp_broadcast_buffers=False,  # theta0 is the same in all of them
             ddp_find_unused_parameters=False,
             learning_rate=train.lr,
@@ -533,14 +564,25 @@ class _Training:
     # ---- result
 
     def _save(self, model: PreTrainedModel | PeftModel) -> None:
-        with atomic_folder(self.result) as folder:
-            if self.whole:
-                model.to(getattr(torch, self.recipe.model.dtype)).save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
-            elif self.initial is not None:
-                save_converted(model, self.initial, folder)
+        state = whole_state(model) if is_sharded(model) else None
+        if self.team.leads:
+            with atomic_folder(self.result) as folder:
+                self._save_into(folder, model, state)
+        self.team.wait()
+
+    def _save_into(self, folder: Path, model: PreTrainedModel | PeftModel, state: dict[str, Tensor] | None) -> None:
+        if self.whole:
+            kind = getattr(torch, self.recipe.model.dtype)
+            if state is None:
+                model = model.to(kind)
             else:
-                model.save_pretrained(folder, save_embedding_layers=False)
+                state = {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+            model.save_pretrained(folder, state_dict=state)
+            self.tokenizer.save_pretrained(folder)
+        elif self.initial is not None:
+            save_converted(model, self.initial, folder)
+        else:
+            model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
 
 
 def schedule_settings(train: TrainSection) -> dict[str, Any]:

@@ -12,8 +12,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from soka_cli.data.encode import IGNORED
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.stages.checkpoints import Checkpoints
+from soka_cli.stages.sharded import is_by_name, is_sharded, optimizer_state, restore_optimizer, whole, whole_state
 from soka_cli.stages.shortage import untouched_random_state
 from soka_cli.stages.team import Team
+
+OPTIMIZER_NAME, SCHEDULER_NAME = "optimizer.pt", "scheduler.pt"  # as transformers names them
 
 
 class RunTrainer(Trainer):
@@ -32,6 +35,7 @@ class RunTrainer(Trainer):
 
     optimizer: torch.optim.Optimizer
     control: TrainerControl
+    is_fsdp_enabled: bool
 
     def __init__(
         self,
@@ -82,10 +86,18 @@ class RunTrainer(Trainer):
         return [group for group in groups.values() if group["params"]]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As transformers does, then the rates that this run's schedule has at that step: an extended run has a longer one."""
-        super()._load_optimizer_and_scheduler(checkpoint)
+        """As transformers does, then the rates that this run's schedule has at that step: an extended run has a longer one.
+
+        The optimizer's state may be that of sharded parameters, whatever they are now, and the other way round.
+        """
         if checkpoint is None:
             return
+        optimizer = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        if is_sharded(self.model) or is_by_name(optimizer):
+            restore_optimizer(self.model, self.optimizer, optimizer)
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         schedule: Any = self.lr_scheduler
         rates = [base * factor(schedule.last_epoch) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
         schedule._last_lr = rates
@@ -125,6 +137,7 @@ class RunTrainer(Trainer):
         if grad_norm is None and self.takes_module_norms:  # nothing was clipped
             self._module_norms = module_norms(self.model)
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = whole(norm) if isinstance(norm, Tensor) else norm
         found = self.team.gathered((float(self._tr_loss), float(norm), self._rows))
         if not all(math.isfinite(loss) and math.isfinite(size) for loss, size, _ in found):
             losses = "; ".join(f"{loss:g}, the gradient norm {size:g}" for loss, size, _ in found)
@@ -139,7 +152,7 @@ class RunTrainer(Trainer):
 
     def module_norms(self) -> dict[str, float]:
         """Each module's gradient norm in the last step, before clipping."""
-        return {name: float(norm) for name, norm in self._module_norms.items()}
+        return {name: float(whole(norm)) for name, norm in self._module_norms.items()}
 
     def _diverged(self, why: str, rows: list[int]) -> SokaError:
         steps = self.checkpoints.steps()
@@ -211,10 +224,38 @@ class RunTrainer(Trainer):
             self._staged = None
         self.team.wait()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers does; of a sharded model what is trained alone is gathered, never the frozen base."""
+        if not is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        state = whole_state(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights and configuration alone: the tokenizer lies with the base, and arguments are not pickled."""
         only_adapter = {} if self.model_is_whole else {"save_embedding_layers": False}
-        self.model.save_pretrained(output_dir, **only_adapter)
+        self.model.save_pretrained(output_dir, state_dict=state_dict, **only_adapter)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = optimizer_state(self.model, self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As transformers does for a model that is whole; a model that will be sharded is loaded before that."""
+        if is_sharded(self.model):
+            return
+        kept, self.is_fsdp_enabled = self.is_fsdp_enabled, False
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        finally:
+            self.is_fsdp_enabled = kept
 
     @property
     def model_is_whole(self) -> bool:

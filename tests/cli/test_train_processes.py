@@ -19,6 +19,7 @@ from tests.launched import environment, until
 from tests.soak.decompose_kills import workers
 
 STEPS = 8
+ROOT = Path(__file__).parents[2]
 MEASURED = ("tokens_per_s", "memory_bytes")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
@@ -42,7 +43,7 @@ def words(folder: Path, run: str, *own: str) -> list[str]:
 
 def launched(folder: Path, run: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     own = ["--json"] if launcher else ["--json", "--num-processes", "2"]
-    command = [sys.executable, *(word for word in launcher), *words(folder, run, *own)]
+    command = [sys.executable, *launcher, *words(folder, run, *own)]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=folder)
 
 
@@ -73,11 +74,7 @@ def test_two_processes_take_the_steps_of_one(launcher: tuple[str, ...], tmp_path
     assert done.returncode == ExitCode.DONE, done.stderr
     assert json.loads(done.stdout)["status"] == "done"
     two = RunLayout(tmp_path / "two")
-    for mine, theirs in zip(curve(context.layout), curve(two), strict=True):
-        assert theirs == pytest.approx(mine, rel=1e-5)
-    one, other = (load_file(run.adapter / "adapter_model.safetensors") for run in (context.layout, two))
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+    assert_alike(context.layout, two)
     assert json.loads(two.environment("train").read_text())["processes"] == 2
 
 
@@ -107,3 +104,45 @@ def test_a_terminated_launcher_leaves_a_checkpoint_of_one_step_and_no_worker(tmp
     assert launched(tmp_path, "run").returncode == ExitCode.DONE
     assert launched(tmp_path, "undisturbed").returncode == ExitCode.DONE
     assert weights(run) == weights(RunLayout(tmp_path / "undisturbed"))
+
+
+def sharded(folder: Path, run: str, *own: str) -> subprocess.CompletedProcess[str]:
+    """Two processes that share the model out, each holding half of every tensor."""
+    command = [sys.executable, *TORCHRUN, "-m", "tests.soak.fsdp_on_cpu", *words(folder, run, "--json", "train.strategy=fsdp2", *own)[2:]]
+    return subprocess.run(command, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, cwd=folder)
+
+
+def assert_alike(run: RunLayout, other: RunLayout) -> None:
+    """The same steps and the same adapter, up to the order of sums."""
+    for mine, theirs in zip(curve(run), curve(other), strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-5)
+    one, two = (load_file(each.adapter / "adapter_model.safetensors") for each in (run, other))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_shared_out_takes_the_steps_of_one_and_goes_on_in_either_way(tmp_path: Path) -> None:
+    context = stage_context(tmp_path, recipe(tmp_path), run="one")
+    train(context)
+    done = sharded(tmp_path, "two")
+    assert done.returncode == ExitCode.DONE, done.stderr
+    two = RunLayout(tmp_path / "two")
+    assert_alike(context.layout, two)
+    state = torch.load(two.checkpoints / f"checkpoint-{STEPS}" / "optimizer.pt", weights_only=True)
+    assert all(isinstance(name, str) for name in state["state"])  # as only a sharded model writes it
+    longer = f"train.steps={STEPS + 2}"
+    assert subprocess.run([sys.executable, *words(tmp_path, "two", longer)], env=environment(), cwd=tmp_path).returncode == ExitCode.DONE
+    assert sharded(tmp_path, "one", longer).returncode == ExitCode.DONE
+    assert len(curve(two)) == STEPS + 2
+    assert_alike(context.layout, two)
+
+
+@pytest.mark.slow
+def test_sharing_out_where_it_would_silently_not_happen_is_refused(tmp_path: Path) -> None:
+    stage_context(tmp_path, recipe(tmp_path), run="one")
+    command = [sys.executable, *words(tmp_path, "two", "--num-processes", "2", "--json", "train.strategy=fsdp2")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "FSDP2 was asked for" in json.loads(done.stdout)["error"]["what"]
