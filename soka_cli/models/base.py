@@ -30,7 +30,7 @@ def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTraine
         SokaError: exit 3, where it cannot be loaded, or has no token that could end an answer.
     """
     folder = snapshot(section.name, revision=section.revision, offline=offline, weights=False)
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder, trust=section.trust_remote_code)
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:
@@ -44,10 +44,10 @@ def load_tokenizer(section: ModelSection, *, offline: bool = False) -> PreTraine
     return tokenizer
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path, *, trust: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder as it is; an encoder's has no EOS token. Exit 3 where it cannot be loaded."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise base_error(
             "the base model's tokenizer cannot be loaded",
@@ -71,14 +71,17 @@ def load_base(section: ModelSection, *, device: str = "cpu", offline: bool = Fal
             it does not fit into memory.
     """
     folder = snapshot(section.name, revision=section.revision, offline=offline)
-    return load_folder(folder, dtype=section.dtype, device=device, quantization=section.quantization)
+    trust = section.trust_remote_code
+    return load_folder(folder, dtype=section.dtype, device=device, quantization=section.quantization, trust=trust)
 
 
-def load_folder(folder: Path, *, dtype: str, device: str = "cpu", quantization: Quantization = "none") -> PreTrainedModel:
-    """The same for a folder at hand, such as a merged model. Weights that lie there packed stay so."""
+def load_folder(
+    folder: Path, *, dtype: str, device: str = "cpu", quantization: Quantization = "none", trust: bool = False
+) -> PreTrainedModel:
+    """The same for a folder at hand, such as a merged model. Weights that lie there packed stay so; `trust` runs its own code."""
     Checkpoint(folder)  # a damaged file is named here; torch and safetensors would only say that something is wrong
-    config, computed = read_config(folder), getattr(torch, dtype)
-    chosen = model_class(config)
+    config, computed = read_config(folder, trust=trust), getattr(torch, dtype)
+    chosen = model_class(config, folder, trust=trust)
     packed = loading_options(config, folder, quantization, computed, device)
     try:
         with _own_progress_only():

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
@@ -40,21 +41,26 @@ class Target:
         return self.name.rpartition(".")[2]
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """config.json as transformers reads it. Exit 3 where it is damaged, of an unknown kind, or asks for code of its own."""
+def read_config(folder: Path, *, trust: bool = False) -> PreTrainedConfig:
+    """config.json as transformers reads it. Exit 3 where it is damaged, of an unknown kind, or asks for code that is not trusted."""
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise base_error(
             "the base model's config.json cannot be used",
             where=str(folder / "config.json"),
             why=f"{type(error).__name__}: {str(error).strip()[:300]}",
-            hint="compare the file with its source; model kinds that bring their own code are not supported",
+            hint="compare the file with its source; a model that brings its own code needs model.trust_remote_code=true, which runs it",
         ) from None
 
 
-def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The transformers class that the checkpoint was saved from, with its head; the causal language model where it names none."""
+def model_class(config: PreTrainedConfig, folder: Path, *, trust: bool = False) -> type[PreTrainedModel]:
+    """The transformers class that the checkpoint was saved from, with its head; the causal language model where it names none. Where
+    its own code is trusted, the class that config.json finds there."""
+    own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM") if trust else None
+    if own is not None:
+        found: type[PreTrainedModel] = get_class_from_dynamic_module(own, folder)
+        return found
     named = next(iter(config.architectures or ()), "")
     name = named if _has_head(named) else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, named)
     chosen = getattr(transformers, name, None) if name else None
@@ -72,11 +78,11 @@ def _has_head(name: str) -> bool:
     return bool(name) and (not name.endswith("Model") or name.endswith(("LMHeadModel", "DoubleHeadsModel")))
 
 
-def skeleton(folder: Path) -> PreTrainedModel:
-    """The model of `folder` on the meta device: every module and parameter shape, no memory for weights."""
-    config = read_config(folder)
+def skeleton(folder: Path, *, trust: bool = False) -> PreTrainedModel:
+    """The model of `folder` on the meta device: every module and parameter shape, no memory for weights. `trust` runs its own code."""
+    config = read_config(folder, trust=trust)
     with torch.device("meta"), no_init_weights():
-        model = model_class(config)(config)
+        model = model_class(config, folder, trust=trust)(config)
     return model.eval()
 
 

@@ -18,7 +18,7 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.checkpoint import INDEX_FILE, WEIGHTS_FILE, read_index, weight_files
 from soka_cli.recipe.places import locate
 
-SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+SMALL_FILES = ("*.json", "*.py", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 SUBFOLDERS = "*/*"
 
 

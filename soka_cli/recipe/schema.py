@@ -151,6 +151,7 @@ class ModelSection(Section):
 
     name: Name = Field(description="Hub id or folder of the base model; soka:demo/model is the packaged one.")
     revision: Name | None = Field(default=None, description="Commit of the Hub repository; null takes the default branch.")
+    trust_remote_code: Switch = Field(default=False, description="Run the Python code that comes with the model.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16", description="Type the frozen weights are held in.")
     quantization: Literal["none", "int8", "nf4"] = Field(
         default="none", description="How the frozen linear weights are packed; int8 and nf4 need the extra `quant`."

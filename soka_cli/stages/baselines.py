@@ -65,7 +65,7 @@ def lokr_sizes(size: int, factor: int) -> tuple[int, int]:
     return small, size // small
 
 
-def laid_out(section: AdapterSection, folder: Path) -> dict[LinearModule, int]:
+def laid_out(section: AdapterSection, folder: Path, *, trust: bool = False) -> dict[LinearModule, int]:
     """What a method of PEFT trains on the model of `folder`, module by module, with what modules share under the name `shared`.
 
     Raises:
@@ -80,7 +80,7 @@ def laid_out(section: AdapterSection, folder: Path) -> dict[LinearModule, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = get_peft_model(skeleton(folder), peft_config(section, seed=0), low_cpu_mem_usage=True)
+            model = get_peft_model(skeleton(folder, trust=trust), peft_config(section, seed=0), low_cpu_mem_usage=True)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError, KeyError) as error:
         raise SokaError(
             "PEFT cannot lay this method out on the base model",

@@ -35,11 +35,11 @@ class Deltas:
         SokaError: exit 5, where the folder is damaged, does not fit the base, or trains more than matrices.
     """
 
-    def __init__(self, folder: Path, base: Path) -> None:
+    def __init__(self, folder: Path, base: Path, *, trust: bool = False) -> None:
         config = _read_config(folder)
         tensors = _read_tensors(folder / WEIGHTS)
         try:
-            model = get_peft_model(skeleton(base), config, adapter_name=ADAPTER, low_cpu_mem_usage=True)
+            model = get_peft_model(skeleton(base, trust=trust), config, adapter_name=ADAPTER, low_cpu_mem_usage=True)
             layers = {name: module for name, module in model.base_model.model.named_modules() if isinstance(module, BaseTunerLayer)}
             for layer in layers.values():
                 layer._move_adapter_to_device_of_base_layer = _stay  # to meta, where PEFT would put what it has just loaded
@@ -80,14 +80,14 @@ class Deltas:
         return self._layers[module].get_delta_weight(ADAPTER).float()
 
 
-def placed_deltas(adapter: Path, base: Checkpoint) -> tuple[Deltas, list[StoredWeight]]:
+def placed_deltas(adapter: Path, base: Checkpoint, *, trust: bool = False) -> tuple[Deltas, list[StoredWeight]]:
     """What an adapter adds, and where in the base's files the weights lie that it adds to.
 
     Raises:
         SokaError: exit 5 where adapter and base do not fit, exit 2 for a weight tied to the embedding, or without a place of its own.
     """
-    deltas = Deltas(adapter, base.folder)
-    empty = skeleton(base.folder)
+    deltas = Deltas(adapter, base.folder, trust=trust)
+    empty = skeleton(base.folder, trust=trust)
     wanted = [target(empty, name) for name in deltas.modules]
     refuse_tied(wanted)
     weights = list(stored_weights(empty, base, wanted).values())

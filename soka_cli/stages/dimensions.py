@@ -85,7 +85,7 @@ def dimensions(model: ModelSection, target_modules: Sequence[str] | str, *, offl
     facts = read_facts(folder / "config.json")
     if facts is not None:
         return of_llama(facts, target_modules, source=str(folder))
-    return of_skeleton(folder, target_modules)
+    return of_skeleton(folder, target_modules, trust=model.trust_remote_code)
 
 
 def shape_table() -> dict[str, dict[str, Any]]:
@@ -194,11 +194,11 @@ def is_in_block(name: str) -> bool:
     return any(part.isdecimal() for part in name.split("."))
 
 
-def of_skeleton(folder: Path, target_modules: Sequence[str] | str) -> Dimensions:
+def of_skeleton(folder: Path, target_modules: Sequence[str] | str, *, trust: bool = False) -> Dimensions:
     """Any model's sizes, from its modules on the meta device."""
     from soka_cli.models.skeleton import skeleton, targets, ties
 
-    model = skeleton(folder)
+    model = skeleton(folder, trust=trust)
     config = model.config.get_text_config()
     tied = ties(model)
     own = {name: parameter for name, parameter in model.named_parameters(remove_duplicate=False) if name not in tied}

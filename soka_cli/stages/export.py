@@ -173,7 +173,8 @@ def write_form(context: StageContext, form: Form, adapter: Path, folder: Path, *
     if form == "peft" or (form == "lokr" and method == "lokr"):
         return copied(method, adapter, folder)
     model = context.recipe.model
-    deltas = Deltas(adapter, snapshot(model.name, revision=model.revision, offline=context.offline, weights=False))
+    base = snapshot(model.name, revision=model.revision, offline=context.offline, weights=False)
+    deltas = Deltas(adapter, base, trust=model.trust_remote_code)
     return as_terms(context, deltas, folder) if form == "lokr" else as_lora(context, deltas, folder, rank=rank, energy=energy)
 
 

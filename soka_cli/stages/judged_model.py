@@ -194,7 +194,7 @@ class ModelShelf:
         section = self.context.recipe.model
         if wanted.folder is not None and not wanted.is_adapter:
             self._bare_base = None
-            return load_folder(wanted.folder, dtype=section.dtype, device=self.device)
+            return load_folder(wanted.folder, dtype=section.dtype, device=self.device, trust=section.trust_remote_code)
         base = self._bare_base or load_base(section, device=self.device, offline=self.context.offline)
         if wanted.folder is None:
             self._bare_base = base

@@ -128,7 +128,7 @@ def encoded_sample(context: StageContext, parts: Sequence[SourceRows]) -> Encode
         return None
     from soka_cli.models.base import load_tokenizer, read_tokenizer
 
-    if read_tokenizer(place).eos_token_id is None:
+    if read_tokenizer(place, trust=context.recipe.model.trust_remote_code).eos_token_id is None:
         return None
     stride = math.ceil(sum(len(part.rows) for part in parts) / SAMPLE)
     sample = [part.only(range(0, len(part.rows), stride), part.filtered, part.overlapping) for part in parts]

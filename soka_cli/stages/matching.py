@@ -79,7 +79,7 @@ def counter(context: StageContext) -> Callable[[int], int | None]:
     @cache
     def count(rank: int) -> int | None:
         try:
-            return sum(laid_out(with_rank(section, rank), folder).values())
+            return sum(laid_out(with_rank(section, rank), folder, trust=model.trust_remote_code).values())
         except SokaError:
             if rank == 1:
                 raise

@@ -90,7 +90,7 @@ def merged_model(context: StageContext, base: "Checkpoint", device: str, check: 
     require_space(layout.merged_model, needed)
     if check == "logits":
         require_memory(base.parameters, device)
-    work = Merge.of(base, layout.adapter, dtype)
+    work = Merge.of(base, layout.adapter, dtype, trust=context.recipe.model.trust_remote_code)
     with atomic_folder(layout.merged_model, needed=needed) as folder:
         with reporter.task("merge", total=len(base.names), unit="weights") as task:
             write_model(work, folder, task)

@@ -56,7 +56,7 @@ class Merge:
     given: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, base: Checkpoint, adapter: Path, dtype: str | None = None) -> "Merge":
+    def of(cls, base: Checkpoint, adapter: Path, dtype: str | None = None, *, trust: bool = False) -> "Merge":
         """Raises SokaError: exit 5 where adapter and base do not fit, exit 2 for a weight tied to the embedding or packed."""
         asked = getattr(torch, dtype) if dtype else None
         if (file := AdapterFile.of(adapter, base)) is not None:
@@ -65,8 +65,8 @@ class Merge:
         from soka_cli.stages.own_merge import OwnMerge, adds_matrices
 
         if not adds_matrices(adapter):
-            return cls(base, no_update, {}, {}, asked, OwnMerge(adapter, base).given)
-        deltas, weights = placed_deltas(adapter, base)
+            return cls(base, no_update, {}, {}, asked, OwnMerge(adapter, base, trust=trust).given)
+        deltas, weights = placed_deltas(adapter, base, trust=trust)
         return cls(base, deltas.update, *sorted_out(weights), asked)
 
     @property

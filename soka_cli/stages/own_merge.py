@@ -48,8 +48,8 @@ class OwnMerge:
             parameter; UnmergeableError, PEFT has no merge for the method.
     """
 
-    def __init__(self, folder: Path, base: Checkpoint) -> None:
-        model = load_folder(base.folder, dtype="float32")
+    def __init__(self, folder: Path, base: Checkpoint, *, trust: bool = False) -> None:
+        model = load_folder(base.folder, dtype="float32", trust=trust)
         before = _digests(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -62,12 +62,12 @@ class OwnMerge:
             except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
                 raise _unmergeable(folder, adapted.peft_config["default"].peft_type, str(error).strip()[:400]) from None
         changed = [name for name, digest in _digests(merged).items() if before.get(name) != digest]
-        self.given = _placed(base, {name: merged.get_parameter(name).detach() for name in changed})
+        self.given = _placed(base, {name: merged.get_parameter(name).detach() for name in changed}, trust)
 
 
-def _placed(base: Checkpoint, changed: dict[str, Tensor]) -> dict[str, Tensor]:
+def _placed(base: Checkpoint, changed: dict[str, Tensor], trust: bool) -> dict[str, Tensor]:
     """Changed parameters as the tensors that the base's files hold in their places."""
-    empty = skeleton(base.folder)
+    empty = skeleton(base.folder, trust=trust)
     linear = {name: target(empty, name.removesuffix(".weight")) for name in changed if _is_linear(empty, name)}
     refuse_tied(linear.values())
     found = {name: changed[name] for name in changed if name not in linear}

@@ -57,7 +57,7 @@ def compare(context: StageContext, merged: Path, dtype: str, device: str) -> Par
         expected = logits(adapted, prompts, device)
         del adapted
         task.advance(1, model="adapter")
-        found = logits(load_folder(merged, dtype="float32", device=device), prompts, device)
+        found = logits(load_folder(merged, dtype="float32", device=device, trust=section.trust_remote_code), prompts, device)
         task.advance(1, model="merged")
     parity = judged(expected, found, tolerated_share(dtype))
     if not parity.max_abs_logit_error <= parity.tolerance:

@@ -133,7 +133,7 @@ def adapted_modules(context: StageContext, base: Dimensions) -> list[PlannedModu
     from soka_cli.models.snapshot import snapshot
 
     folder = snapshot(model.name, revision=model.revision, offline=context.offline, weights=False)
-    return counted_modules(laid_out(section, folder), section.config.get("r") or section.rank.value or 1)
+    return counted_modules(laid_out(section, folder, trust=model.trust_remote_code), section.config.get("r") or section.rank.value or 1)
 
 
 def run_command(context: StageContext) -> str:

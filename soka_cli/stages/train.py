@@ -240,6 +240,7 @@ class _Training:
         self.team = Team.assembled(worker, self.device)
         self.ledgers: dict[str, Any] = {}
         self.initial: dict[str, Tensor] | None = None
+        self.kept_step: int | None = None  # of keep: best
         with_rank, self.match = settled(context)
         self.adapter = with_rank.recipe.adapter
 
@@ -278,7 +279,7 @@ class _Training:
             "match": None if self.match is None else asdict(self.match),
             "steps": metrics[-1]["step"],
             "stopped_early": stopped is not None,
-            "kept_step": best_step(metrics) if self.recipe.train.keep == "best" else metrics[-1]["step"],
+            "kept_step": self.kept_step or metrics[-1]["step"],
             "tokens": metrics[-1]["tokens"],
             "first_loss": metrics[0]["loss"],
             "last_loss": metrics[-1]["loss"],
@@ -495,6 +496,7 @@ class _Training:
             self.context.reporter.warn(
                 f"The checkpoint of the best step {best} is damaged or gone; step {taken} is the best of the others."
             )
+        self.kept_step = taken
         trainer._load_from_checkpoint(str(self.checkpoints.path(taken)))
 
     def _out_of_memory(self, error: BaseException, rows: _Rows) -> SokaError:

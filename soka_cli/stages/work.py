@@ -52,7 +52,7 @@ def planned(context: StageContext, checkpoint: Checkpoint, inputs: dict[str, Any
     Raises:
         SokaError: exit 2 (targets, shapes), 3 (the base's files).
     """
-    model = skeleton(checkpoint.folder)
+    model = skeleton(checkpoint.folder, trust=context.recipe.model.trust_remote_code)
     found = targets(model, context.recipe.adapter.target_modules)
     refuse_tied(found.values())
     stored = stored_weights(model, checkpoint, list(found.values()))
