@@ -35,7 +35,8 @@ def score(
 ) -> Outcome:
     """Judge a file of JSON lines `{id, completion, gold}`; `gold` is the bare answer, or in its place the columns of the tests.
 
-    Lines that share an id are samples of one item, numbered as they come. Without `protocol` the stop strings that all protocols know
+    Lines that share an id are samples of one item, numbered as they come. A line's `solution`, if it has one, is what a reading of whole
+    solutions compares with. Without `protocol` the stop strings that all protocols know
     end what a tolerant metric reads. Fields that need a model or a prompt are null.
 
     Args:
@@ -141,7 +142,11 @@ def read_line(line: str, where: str, task: Task) -> dict[str, Any]:
         row["gold"] = task.exercise(row, where).to_text()
     if wrong := [name for name in ("id", "gold") if not isinstance(row[name], str | int | float) or isinstance(row[name], bool)]:
         raise bad_file(where, f"its {wrong[0]} is neither text nor a number", task)
-    return {name: speakable(str(row[name])) for name in ("id", "completion", "gold")} | {"groups": groups_of(row)}
+    solution = row.get("solution", "")
+    if not isinstance(solution, str):
+        raise bad_file(where, "its solution is no text", task)
+    told = {name: speakable(str(row[name])) for name in ("id", "completion", "gold")}
+    return told | {"solution": speakable(solution), "groups": groups_of(row)}
 
 
 def gold_columns(row: dict[str, Any], task: Task) -> tuple[str, ...]:
@@ -167,7 +172,7 @@ def bad_file(where: str, why: str, task: Task) -> SokaError:
 
 def judge_lines(task: Task, lines: Sequence[dict[str, Any]], reading: Reading, reporter: Reporter) -> list[Prediction]:
     """Prediction rows of completions without a prompt or a model."""
-    answers = [(line["completion"], Example(id=line["id"], prompt="", target="", gold=line["gold"])) for line in lines]
+    answers = [(line["completion"], Example(id=line["id"], prompt="", target=line["solution"], gold=line["gold"])) for line in lines]
     with reporter.task(f"score {task.name}", total=len(lines), unit="completions") as progress:
         ends = judged_all(
             task,

@@ -45,7 +45,11 @@ class CompetitionMath:
         return _example(str(row.get("id", index)), columns, gold=gold, groups=groups_of(row))
 
     def judge(self, completion: str, example: Example, stops: Sequence[str], readings: Sequence[str] = ()) -> Judgement:
-        """exact, symbolic and metamath read the completion up to the first of `stops`, the harness's readings as given."""
+        """exact, symbolic and metamath read the completion up to the first of `stops`, the harness's readings as given.
+
+        math_verify compares with the whole solution where the example has one, else with the gold answer in a box; what it read
+        stays in the judgement.
+        """
         text, gold = cut_at(completion, stops)[0], example.gold
         answer = final_answer(text)
         same, why = symbolic_equal(gold, answer) if answer is not None else (False, "no answer found")
@@ -56,9 +60,11 @@ class CompetitionMath:
             correct["hendrycks_math"] = span_equivalent(completion, gold)
         if "minerva_math" in readings:
             correct["minerva_math"] = minerva_equivalent(completion, gold)
+        details = {}
         if "math_verify" in readings:
+            details = {"solution": example.target} if example.target else {}
             correct["math_verify"] = math_verify_equal(example.target or rf"$\boxed{{{gold}}}$", completion)[0]
-        return Judgement(extracted=answer, correct=correct, why=why)
+        return Judgement(extracted=answer, correct=correct, why=why, details=details)
 
 
 def _example(identity: str, columns: dict[str, str], *, gold: str, groups: dict[str, str]) -> Example:

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.recipe.schema import TASK_PROTOCOLS
 from soka_cli.run.lines import read_lines
 from soka_cli.sandbox import find_isolation
 from soka_cli.sandbox.isolation import Isolation
 from soka_cli.stages.score import score
-from soka_cli.stages.scores import summarise
+from soka_cli.stages.scores import judged_all, summarise
+from soka_cli.tasks.base import task_named
+from soka_cli.tasks.protocol import protocol_named
 from tests import builders
 
 
@@ -240,3 +243,34 @@ def test_programs_without_isolation_are_refused_and_nothing_is_written(tmp_path:
     assert "--unsafe-execution" in refused(file, ExitCode.ENVIRONMENT, task="mbpp", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert score(file, task="mbpp", unsafe=True).figures["metrics"]["pass@1"]["value"] == 1.0
+
+
+MATH = [
+    {"problem": "Solve.", "solution": "So $x=\\boxed{2}$ or $x=\\boxed{-3}$.", "level": "Level 1", "type": "Algebra"},
+    {"problem": "Add.", "solution": "It is $\\frac{1}{2}+1=\\boxed{\\frac{3}{2}}$.", "level": "Level 2", "type": "Algebra"},
+]
+ROWS = {"gsm8k": builders.gsm8k_rows(2), "math": MATH, "mbpp": builders.mbpp_rows(2), "humaneval": builders.humaneval_rows(2)}
+
+
+@pytest.mark.parametrize(("task", "protocol"), [(task, name) for task, names in TASK_PROTOCOLS.items() for name in names])
+def test_what_eval_judged_is_judged_the_same_by_score(tmp_path: Path, task: str, protocol: str, isolated: None) -> None:
+    judge, asked = task_named(task), protocol_named(protocol, task)
+    examples = [judge.example(one, index) for index, one in enumerate(ROWS[task])]
+    kinds = ["{target}", "The answer is: {gold}", "\\boxed{{{gold}}} USER: 7", "so $x = {gold}$", "```python\n{target}\n```", ""]
+    kinds += ["Final Answer: The final answer is ${gold}$. I hope it is correct.", "{plain[1]}"]
+    answers = [(kind.format(**vars(one)), one) for one in examples for kind in kinds]
+    ends = judged_all(judge, answers, asked.stops, asked.readings, asked.postprocessing)
+    told = [{"id": str(place), "completion": text, **end} for place, ((text, _), end) in enumerate(zip(answers, ends, strict=True))]
+    score(lines(tmp_path / "a.jsonl", *told), task=task, protocol=protocol, out=tmp_path / "out")
+    again = read_lines(tmp_path / "out" / "predictions.jsonl")
+    assert [{name: found[name] for name in end} for found, end in zip(again, ends, strict=True)] == ends
+    assert {metric for end in ends for metric, right in end["correct"].items() if right}
+
+
+@pytest.mark.parametrize("protocol", ["pissa", "metamath"])
+@pytest.mark.parametrize("task", ["gsm8k", "math"])
+def test_the_fine_tuned_protocols_read_as_metamath_s_scripts_do(tmp_path: Path, task: str, protocol: str) -> None:
+    file = lines(tmp_path / "a.jsonl", row("a", "The answer is: 72", "72"), row("b", "\\boxed{72} #### 72", "72"))
+    metrics = score(file, task=task, protocol=protocol).figures["metrics"]
+    assert metrics["metamath"]["value"] == 0.5
+    assert all(metrics[name]["value"] == 1.0 for name in ({"gsm8k": ("numeric",), "math": ("exact", "symbolic")}[task]))
