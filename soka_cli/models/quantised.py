@@ -11,6 +11,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.checkpoint import base_error
 from soka_cli.models.packing_kind import BITSANDBYTES, packing_kind
+from soka_cli.run.resources import is_memory_full
 
 Quantization = Literal["none", "int8", "nf4"]
 
@@ -81,3 +82,23 @@ def prepare_training(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMo
     prepared: PreTrainedModel = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     settle(prepared, dtype)
     return prepared
+
+
+def require_fit(adapted: torch.nn.Module, method: str, device: torch.device) -> None:
+    """Exit 2 where an adapter cannot be computed over packed weights, tried on one token: some of PEFT's methods take the packed
+    weight's size for the layer's, or lose the scales of an 8-bit layer on a CPU."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    try:
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+            for _ in range(2):  # what the first pass leaves behind counts too
+                adapted.train()(input_ids=token)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if is_memory_full(error):
+            raise
+        raise SokaError(
+            f"Method {method} does not work over this base's packed weights.",
+            where="adapter.method, model.quantization",
+            why=f"{type(error).__name__}: {str(error).strip()[:200]}",
+            hint="adapter.method=soka or lora, another model.quantization, or model.quantization=none",
+            exit_code=ExitCode.USAGE,
+        ) from None

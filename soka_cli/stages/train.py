@@ -30,7 +30,7 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.apart import require_apart
 from soka_cli.models.base import load_base, load_tokenizer, pick_device
 from soka_cli.models.checkpoint import Checkpoint
-from soka_cli.models.quantised import is_packed, prepare_training, require_bitsandbytes
+from soka_cli.models.quantised import is_packed, prepare_training, require_bitsandbytes, require_fit
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
 from soka_cli.recipe.schema import UNPACKED_METHODS, TrainSection
@@ -329,6 +329,8 @@ class _Training:
             attached = attach_factors(model, config, self.layout.factors)
         else:
             attached = attach(model, config, foreign=self.adapter.method == "peft")
+            if is_packed(model):
+                require_fit(attached, self.adapter.method, self.device)
         if self.recipe.train.init_from is not None:
             warm_start(attached, Path(self.recipe.train.init_from))
         return attached

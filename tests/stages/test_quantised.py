@@ -174,6 +174,28 @@ def test_methods_that_need_the_weights_refuse_a_packed_folder(here: Path, packed
     assert "packed" in capsys.readouterr().err
 
 
+# ---- methods and options of training
+
+
+@pytest.mark.parametrize(("kind", "method", "code"), [("nf4", "dora", 0), ("int8", "lokr", 0), ("nf4", "lokr", 2), ("int8", "dora", 2)])
+def test_a_baseline_trains_over_packed_weights_or_is_refused(
+    here: Path, llama_folder: Path, kind: str, method: str, code: int, capsys: Any
+) -> None:
+    write(here, llama_folder, kind, adapter={"method": method}, train={"steps": 1})
+    assert soka("train", "-d", "run") == code
+    assert ("does not work over this base's packed weights" in capsys.readouterr().err) is (code != 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activation_checkpointing_changes_nothing_over_packed_weights(here: Path, llama_folder: Path, kind: str) -> None:
+    for name, checkpointing in (("on", True), ("off", False)):
+        write(here, llama_folder, kind, train={"steps": 2, "warmup": 0.0, "activation_checkpointing": checkpointing})
+        assert soka("train", "-d", name) == ExitCode.DONE
+    one, other = (load_file(RunLayout(here / name).adapter / "adapter_model.safetensors") for name in ("on", "off"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not all(torch.equal(one[name], one[name.replace("soka_", "soka_start_")]) for name in one if ".soka_U" in name)
+
+
 # ---- refusals
 
 
