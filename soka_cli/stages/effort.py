@@ -29,11 +29,13 @@ SIZES = {
 
 def operations_a_token(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> int:
     """Forward 2 P + 2 L d S (attention sees half of S x S); backward as much again for the inputs, attention twice; 2 P more where every
-    weight learns; and three times the adapter's products."""
+    weight learns; and three times the adapter's products. With activation checkpointing every block goes forward once more."""
     attention = 2 * base.layers * base.attention * recipe.data.max_length
     passes = 6 if recipe.adapter.method == "full" else 4
     tokens = recipe.train.micro_batch_size * recipe.data.max_length
-    return passes * base.multiplied + 3 * attention + 3 * sum(adapter_operations(terms, tokens) for terms in sizes.terms)
+    adapted = sum(adapter_operations(terms, tokens) for terms in sizes.terms)
+    again = 2 * base.linear + attention + adapted if recipe.train.activation_checkpointing else 0
+    return passes * base.multiplied + 3 * attention + 3 * adapted + again
 
 
 def adapter_operations(terms: Terms, tokens: int) -> int:

@@ -45,10 +45,13 @@ def estimate(recipe: Recipe, base: Dimensions, sizes: AdapterSizes, *, world: in
     tokens = recipe.train.micro_batch_size * recipe.data.max_length
     width = BYTES[recipe.train.precision]
     kind = recipe.model.quantization if recipe.model.quantization != "none" else base.packed
-    held = weights(base, FP32 if full or width == FP32 else BYTES[recipe.model.dtype], width)
+    own = FP32 if full or width == FP32 else BYTES[recipe.model.dtype]
+    held = weights(base, own, own if recipe.train.activation_checkpointing else width)  # checkpointed, one block's copies at a time
     of_base = activations(base, width) if kind is None else packed_activations(base, width, kind)
     kept = tokens * (of_base + (inputs_kept(base, width) if full else 0)) + adapter_activations(sizes, tokens, width)
     scores = logits(base, tokens)
+    if recipe.train.activation_checkpointing:
+        kept = checkpointed(base, recipe, tokens, kept, scores)
     return Memory(
         weights=held if kind is None else packed_weights(base, width, kind),
         adapter=adapter(sizes),
@@ -141,6 +144,16 @@ def activations(base: Dimensions, width: int) -> int:
     the gate before and after its activation with the other branch (3 f). Frozen linear layers keep no input. No checkpointing.
     """
     return base.layers * (8 * base.hidden + width * (2 * base.attention + 2 * base.key_value) + 3 * width * base.intermediate)
+
+
+def checkpointed(base: Dimensions, recipe: Recipe, tokens: int, kept: int, scores: int) -> int:
+    """With activation checkpointing: each block's input, T L h values; and what one block keeps with the gradients of its feed-forward's
+    three tensors, 3 a f T, where that is more than the scores, which are gone when the first block is computed again. The residual
+    stream is in the type of the weights, fp32 where all learn."""
+    full = recipe.adapter.method == "full" or recipe.train.precision == "fp32"
+    width = FP32 if full or recipe.model.quantization != "none" or base.packed else BYTES[recipe.model.dtype]
+    block = kept // base.layers + 3 * BYTES[recipe.train.precision] * base.intermediate * tokens
+    return tokens * base.layers * width * base.hidden + max(block - scores, 0)
 
 
 def inputs_kept(base: Dimensions, width: int) -> int:

@@ -43,8 +43,9 @@ def test_storages_are_counted_once_while_they_live() -> None:
         ("stories260K", SOKA, "fp32", "float32", 4, 256, 8),
     ],
 )
+@pytest.mark.parametrize("again", [False, True])
 def test_the_planned_memory_is_within_15_percent_of_what_torch_counts(
-    tmp_path: Path, model: str, adapter: str, precision: str, dtype: str, micro: int, length: int, batch: int
+    tmp_path: Path, model: str, adapter: str, precision: str, dtype: str, micro: int, length: int, batch: int, again: bool
 ) -> None:
     from soka_cli.stages.decompose import decompose
     from soka_cli.stages.plan import plan
@@ -57,7 +58,8 @@ def test_the_planned_memory_is_within_15_percent_of_what_torch_counts(
         f"model={{name: {shared_folder('models', model)}, dtype: {dtype}, revision: null}}",
         f"adapter={adapter}",
         f"data={{train: {{path: {data}, prompt: p, target: t, rows: null, revision: null}}, max_length: {length}, template: plain}}",
-        f"train={{micro_batch_size: {micro}, batch_size: {batch}, steps: 3, epochs: null, precision: {precision}}}",
+        f"train={{micro_batch_size: {micro}, batch_size: {batch}, steps: 3, epochs: null, precision: {precision}, "
+        f"activation_checkpointing: {str(again).lower()}}}",
         "eval=null",
     ]
     context = StageContext(load_recipe("gsm8k", options), RunLayout(tmp_path / "run"), device="cpu", offline=True)
