@@ -10,7 +10,8 @@ def lokr_span(modules: Sequence[PlannedModule], *, shared_out: bool = False) -> 
     """Over these modules, at their smallest and at their largest ranks; with `shared_out` at those of a budget spread evenly. A module
     without terms gets none."""
     ends = {"from": False, "to": True}
-    ranks = {end: [one.rank(most=most) if shared_out else one.most if most else one.least for one in modules] for end, most in ends.items()}
+    sized = [one for one in modules if one.module.out_features]  # what modules of a PEFT method share has no sizes
+    ranks = {end: [one.rank(most=most) if shared_out else one.most if most else one.least for one in sized] for end, most in ends.items()}
     return {
-        end: sum(lokr_parameters(one.module, rank) for one, rank in zip(modules, held, strict=True) if rank) for end, held in ranks.items()
+        end: sum(lokr_parameters(one.module, rank) for one, rank in zip(sized, held, strict=True) if rank) for end, held in ranks.items()
     }
