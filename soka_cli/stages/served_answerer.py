@@ -139,7 +139,7 @@ class ServedAnswerer:
         """Says all of the decoding: vLLM takes what it is not told from the model's own settings."""
         decoding = self.decoding
         drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "repetition_penalty": 1.0}
-        seed = {"seed": question.seed} if decoding.temperature else {}
+        seed = {"seed": question.seed, "top_k": -1, "min_p": 0.0} if decoding.temperature else {}
         ends = {"stop_token_ids": self._stop_tokens} if self._stop_tokens else {}
         return self.server.complete(self.model.name, ids, max_tokens=room, stops=decoding.stops, **drawn, **seed, **ends)
 

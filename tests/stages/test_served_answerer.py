@@ -129,6 +129,7 @@ def test_a_sample_is_drawn_by_the_server_with_its_own_seed() -> None:
         answerer = ServedAnswerer(served.Server(stub.url), served.ServedModel("tiny", None), builders.byte_tokenizer(), decoding, at_once=1)
         list(answerer.answer([Question("x", sample, "a", seed=70 + sample) for sample in range(2)], ()))
     assert sorted((body["temperature"], body["top_p"], body["seed"]) for body in stub.asked) == [(0.8, 0.95, 70), (0.8, 0.95, 71)]
+    assert all(body.items() >= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}.items() for body in stub.asked)
 
 
 def test_a_special_token_that_spells_a_stop_string_ends_the_answer_too() -> None:
