@@ -1,6 +1,8 @@
 """Algebra of Kronecker sums on tensors: shapes, rearrangement, solver, rank rules, products. Knows no model, file or recipe."""
 
 from soka_cli.kron.allocate import Allotment, Bid, allocate, allocate_evenly, refuse_too_little
+from soka_cli.kron.angles import principal_angles
+from soka_cli.kron.elbow import clear_elbow
 from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, first_non_finite, module_seed
 from soka_cli.kron.product import KronSum, factored_is_cheaper, kron_dense, kron_difference, kron_linear, kron_product
 from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
@@ -30,6 +32,7 @@ __all__ = [
     "blocked",
     "choose_rank",
     "choose_shape",
+    "clear_elbow",
     "decompose_weight",
     "divisors",
     "explicit",
@@ -41,6 +44,7 @@ __all__ = [
     "kron_product",
     "leading_triplets",
     "module_seed",
+    "principal_angles",
     "random_factors",
     "rearrange",
     "refuse_too_little",

@@ -50,7 +50,7 @@ def curve(
 ) -> Plot:
     """Values over `across`, a line for each series; few points are marked. `limit` is a level to compare with."""
     entries = len(series) + (limit is not None)
-    with _figure(title, legend=entries if entries > 1 else 0) as (figure, axes):
+    with _figure(name, legend=entries if entries > 1 else 0) as (figure, axes):
         for index, (label, points) in enumerate(series.items()):
             places, values = zip(*points, strict=True)
             axes.plot(places, values, **_line(index), marker="o" if len(points) <= 20 else "", markersize=3.5, label=label)
@@ -73,7 +73,7 @@ def front(
     name: str, title: str, points: Mapping[str, tuple[float, float, float | None]], best: Sequence[str], *, across: str, up: str, alt: str
 ) -> Plot:
     """A dot with its error bar for each (across, up, standard error), and a line through those that none surpasses."""
-    with _figure(title, legend=len(points)) as (figure, axes):
+    with _figure(name, legend=len(points)) as (figure, axes):
         edge = sorted((points[label][0], points[label][1]) for label in best)
         axes.step(*zip(*edge, strict=True), where="post", color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         for index, (label, (x, y, error)) in enumerate(points.items()):
@@ -90,7 +90,7 @@ def spectra(name: str, title: str, spectra: Sequence[Sequence[float]], ranks: Se
     """Singular values relative to the first, a line for each module (later layers stronger), a dot at the last kept term."""
     from matplotlib.ticker import MaxNLocator
 
-    with _figure(title) as (figure, axes):
+    with _figure(name) as (figure, axes):
         for index, (sigma, rank) in enumerate(zip(spectra, ranks, strict=True)):
             share = [value / sigma[0] if sigma[0] else 0.0 for value in sigma]
             opacity = FAINTEST + (1 - FAINTEST) * (index + 1) / len(spectra)
@@ -102,10 +102,33 @@ def spectra(name: str, title: str, spectra: Sequence[Sequence[float]], ranks: Se
         return Plot(name, title, alt, _svg(figure, name, alt))
 
 
+def spectra_compared(name: str, title: str, sides: Mapping[str, Sequence[Sequence[float]]], *, alt: str) -> Plot:
+    """Singular values relative to the first: a colour for each side, in it a line for each module, later layers stronger."""
+    from matplotlib.ticker import MaxNLocator
+
+    with _figure(name, legend=len(sides)) as (figure, axes):
+        for side, (label, members) in enumerate(sides.items()):
+            for index, sigma in enumerate(members):
+                share = [value / sigma[0] if sigma[0] else 0.0 for value in sigma]
+                opacity = FAINTEST + (1 - FAINTEST) * (index + 1) / len(members)
+                axes.plot(
+                    range(1, len(share) + 1),
+                    share,
+                    **_line(side) | {"linewidth": 1.1, "linestyle": DASHES[side % len(DASHES)]},
+                    alpha=opacity,
+                    label=label if index == len(members) - 1 else None,
+                )
+        axes.set_xlabel("term k")
+        axes.set_ylabel("sigma k / sigma 1")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(axes)
+        return Plot(name, title, alt, _svg(figure, name, alt))
+
+
 def score_bars(name: str, title: str, scores: Mapping[str, Mapping[str, tuple[float, float | None]]], *, alt: str) -> Plot:
     """Shares of right answers with their standard errors: a row for each model, a colour for each metric."""
     metrics = list(dict.fromkeys(metric for row in scores.values() for metric in row))
-    with _figure(title, height=1.3 + 0.5 * len(scores)) as (figure, axes):
+    with _figure(name, height=1.3 + 0.5 * len(scores)) as (figure, axes):
         for place, metric in enumerate(metrics):
             offset = (place - (len(metrics) - 1) / 2) * 0.22
             rows = [(row + offset, *values[metric]) for row, values in enumerate(scores.values()) if metric in values]
@@ -135,7 +158,7 @@ def _legend(axes: "Axes") -> None:
 
 
 @contextmanager
-def _figure(title: str, height: float = 3.0, legend: int = 0) -> "Iterator[tuple[Figure, Axes]]":
+def _figure(name: str, height: float = 3.0, legend: int = 0) -> "Iterator[tuple[Figure, Axes]]":
     """A drawing of 5 inches' width without pyplot's global state; words stay text, and a $ in them is a $.
 
     Args:
@@ -146,7 +169,7 @@ def _figure(title: str, height: float = 3.0, legend: int = 0) -> "Iterator[tuple
 
     style = {
         "svg.fonttype": "none",
-        "svg.hashsalt": title,
+        "svg.hashsalt": name,  # its own, so that no two drawings of a page share an id
         "text.parse_math": False,
         "font.family": "sans-serif",
         "font.size": 10,
@@ -192,6 +215,6 @@ def _stylesheet() -> str:
     light, dark = ("".join(f"--soka-{name}:{colour};" for name, colour in scheme.items()) for scheme in (LIGHT, DARK))
     return (
         f".soka-plot{{{light}font-family:system-ui,sans-serif}}"
-        f"@media (prefers-color-scheme:dark){{.soka-plot{{{dark}}}}}"
+        f"@media screen and (prefers-color-scheme:dark){{.soka-plot{{{dark}}}}}"
         ".soka-plot *{stroke-linejoin:round;stroke-linecap:butt}"
     )

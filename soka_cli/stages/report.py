@@ -2,23 +2,32 @@
 
 import math
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.resolved import to_mapping, to_yaml
 from soka_cli.run.digest import file_digest
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.stage import open_stage
-from soka_cli.run.write import atomic_folder, to_json
+from soka_cli.run.write import atomic_folder, read_json, to_json
+from soka_cli.stages.base_at_hand import base_at_hand
+from soka_cli.stages.changes import module_changes, movement_rows, spectra_rows
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import COLUMNS, DECOMPOSED, kind_of, kind_row
-from soka_cli.stages.findings import Findings, Layers, Step, files_read, find, held_out_curve
+from soka_cli.stages.findings import Findings, Layers, files_read, find, held_out_curve
 from soka_cli.stages.ledger_table import ledger_lines
 from soka_cli.stages.outcome import Cell, Outcome, Table
-from soka_cli.stages.plots import Plot, curve, score_bars, spectra
+from soka_cli.stages.plots import Plot
+from soka_cli.stages.report_drawings import drawings
 from soka_cli.stages.symptoms import symptoms
 from soka_cli.stages.templates import percent, templates
+
+if TYPE_CHECKING:
+    from soka_cli.models.checkpoint import Checkpoint
+    from soka_cli.stages.learnt import Learnt
+    from soka_cli.stages.weight_spectra import BeforeAfter
 
 STAGE = "report"
 TEMPLATES = {"report_page": "report_page.html.jinja", "report_text": "report_page.md.jinja"}
@@ -42,7 +51,9 @@ def report(context: StageContext) -> Outcome:
             hint=f"soka run --recipe {context.loaded.path or context.loaded.name} --run {shlex.quote(str(layout.root))}",
             exit_code=ExitCode.RUN,
         )
-    inputs = {"recipe": to_mapping(recipe), "files": {path.relative_to(layout.root).as_posix(): file_digest(path) for path in files}}
+    base = base_at_hand(recipe.model)
+    digests = {path.relative_to(layout.root).as_posix(): file_digest(path) for path in files}
+    inputs = {"recipe": to_mapping(recipe), "files": digests, "base": base and base.digest}
     with open_stage(
         layout,
         STAGE,
@@ -57,41 +68,64 @@ def report(context: StageContext) -> Outcome:
     ) as stage:
         findings = find(layout, recipe)
         if not stage.done:
-            write_report(context, findings)
+            write_report(context, findings, read_changes(context, findings, base))
             stage.finish([layout.report])
     return outcome(context, findings, "already done" if stage.done else "done")
 
 
-def write_report(context: StageContext, findings: Findings) -> None:
+@dataclass(frozen=True)
+class Changes:
+    """What training changed, by module: the terms, and the weights where the base is at hand. `missing` says why there are no weights."""
+
+    learnt: dict[str, "Learnt"]
+    weights: dict[str, "BeforeAfter"]
+    missing: tuple[str, ...] = ()
+
+
+def read_changes(context: StageContext, findings: Findings, base: "Checkpoint | None") -> Changes:
+    """Nothing before training, and for other methods than SoKA."""
+    if not context.layout.adapter_weights.is_file():
+        return Changes({}, {})
+    from soka_cli.stages.learnt import read_learnt
+    from soka_cli.stages.weight_spectra import weight_spectra
+
+    learnt = read_learnt(context.layout.adapter_weights)
+    if not learnt:
+        return Changes({}, {})
+    without = "there are no spectra of the weights before and after training"
+    name = context.recipe.model.name
+    if base is None:
+        return Changes(learnt, {}, (f"the base model {name} is not on this machine, so {without}",))
+    modules = findings.layers.modules if findings.layers else []
+    energies = {module.name: module.total_energy if module.weight_energy is None else module.weight_energy for module in modules}
+    counts = {module: len(findings.spectra.get(module, ())) or found.now.rank for module, found in learnt.items()}
+    try:
+        weights = weight_spectra(context, base, learnt, counts, energies)
+    except SokaError as error:
+        return Changes(learnt, {}, (f"{error.what}, so {without}",))
+    return Changes(learnt, weights, () if weights else (f"{name} holds other weights here than those that were trained on, so {without}",))
+
+
+def write_report(context: StageContext, findings: Findings, changes: Changes) -> None:
     """The whole folder at once."""
     layout = context.layout
-    learnt = learnt_spectra(layout)
-    content = contents(context, findings, {module: found.update_norm for module, found in learnt.items()})
-    plots = drawings(context, findings)
+    content = contents(context, findings, changes)
+    plots = drawings(context, findings, changes.learnt, changes.weights)
     with atomic_folder(layout.report) as folder:
         place = _inside(layout, folder)
         for plot in plots:
             drawn = place(layout.plot(plot.name))
             drawn.parent.mkdir(exist_ok=True)
             drawn.write_text(f'<?xml version="1.0" encoding="utf-8"?>\n{plot.svg}\n', encoding="utf-8")
-        if learnt:
+        if changes.learnt:
             from safetensors.torch import save_file
 
             from soka_cli.stages.learnt import spectra_tensors
 
-            save_file(spectra_tensors(learnt), place(layout.learnt_spectra))
+            save_file(spectra_tensors(changes.learnt, changes.weights), place(layout.learnt_spectra))
         place(layout.report_findings).write_text(to_json(content), encoding="utf-8")
         for name, template in TEMPLATES.items():
             place(getattr(layout, name)).write_text(render(template, content, plots, layout), encoding="utf-8")
-
-
-def learnt_spectra(layout: RunLayout) -> dict[str, Any]:
-    """Per module what training changed; empty before training and for other methods."""
-    if not layout.adapter_weights.is_file():
-        return {}
-    from soka_cli.stages.learnt import read_learnt
-
-    return dict(read_learnt(layout.adapter_weights))
 
 
 def _inside(layout: RunLayout, folder: Path) -> Any:
@@ -101,17 +135,18 @@ def _inside(layout: RunLayout, folder: Path) -> Any:
 # ---- figures
 
 
-def contents(context: StageContext, findings: Findings, update_norms: dict[str, float]) -> dict[str, Any]:
+def contents(context: StageContext, findings: Findings, changes: Changes) -> dict[str, Any]:
     """report.json, and all that the templates show."""
     run = shlex.quote(str(context.layout.root))
     layers = findings.layers
+    changed = module_changes(changes.learnt, changes.weights)
     return {
         "schema_version": 1,
         "name": context.loaded.name,
         "run": str(context.layout.root),
         "model": context.recipe.model.name,
         "method": context.recipe.adapter.method,
-        "missing": list(findings.missing),
+        "missing": [*findings.missing, *changes.missing],
         "trainable_parameters": findings.trainable_parameters,
         "headlines": headlines(findings),
         "scores": [{"name": score.name, "kind": score.kind, **score.scores.model_dump()} for score in findings.scores],
@@ -122,7 +157,8 @@ def contents(context: StageContext, findings: Findings, update_norms: dict[str, 
         "symptoms": [found.to_mapping() for found in symptoms(findings.steps, context.recipe.adapter)],
         "decomposition": None if layers is None else decomposition_figures(findings, layers),
         "decomposed": DECOMPOSED[context.recipe.adapter.init],
-        "modules": module_rows(findings, update_norms),
+        "modules": module_rows(findings, {module: found.update_norm for module, found in changes.learnt.items()}),
+        "changes": {"modules": changed, "spectra": spectra_rows(changed), "movement": movement_rows(changed)} if changed else None,
         "parity": findings.parity.model_dump() if findings.parity else None,
         "recipe": to_mapping(context.recipe),
         "recipe_yaml": to_yaml(context.recipe),
@@ -206,80 +242,16 @@ def module_rows(findings: Findings, update_norms: dict[str, float]) -> list[dict
     return rows
 
 
-# ---- drawings
-
-
-def drawings(context: StageContext, findings: Findings) -> list[Plot]:
-    """Every plot that the run has data for, in the page's order."""
-    return [*_score_plots(findings), *_training_plots(context, findings.steps), *_spectra_plots(context, findings)]
-
-
-def _score_plots(findings: Findings) -> list[Plot]:
-    plots = []
-    for name in dict.fromkeys(score.name for score in findings.scores):
-        rows = {
-            score.kind: {metric: (found.value, found.stderr) for metric, found in score.scores.metrics.items()}
-            for score in findings.scores
-            if score.name == name
-        }
-        words = [f"{kind} {metric} {percent(value)}" for kind, metrics in rows.items() for metric, (value, _) in metrics.items()]
-        plots.append(score_bars(f"scores-{name}", name, rows, alt=f"Share of right answers in {name}: {', '.join(words)}."))
-    return plots
-
-
-def _training_plots(context: StageContext, steps: tuple[Step, ...]) -> list[Plot]:
-    if not steps:
-        return []
-    loss = {"loss": [(step.step, step.loss) for step in steps]}
-    if evaluated := held_out_curve(steps):
-        loss["eval_loss"] = evaluated
-    span = f"over steps {steps[0].step} to {steps[-1].step}"
-    first, last = steps[0], steps[-1]
-    clip = context.recipe.train.max_grad_norm
-    held_out = f"; on held-out rows {evaluated[0][1]:.4g} first and {evaluated[-1][1]:.4g} last" if evaluated else ""
-    rates = [(step.step, step.lr) for step in steps]
-    plots = [
-        curve("loss", "Loss, nats a token", loss, alt=f"Loss {span}: {first.loss:.4g} first, {last.loss:.4g} last{held_out}."),
-        curve("lr", "Learning rate", {"lr": rates}, alt=f"Learning rate {span}: at most {max(rate for _, rate in rates):.3g}."),
-    ]
-    if norms := [(step.step, step.grad_norm) for step in steps if step.grad_norm is not None]:
-        clipped = f"gradients are clipped at {clip:g}" if clip else "gradients are not clipped"
-        words = f"Gradient norm before clipping {span}: at most {max(norm for _, norm in norms):.3g}; {clipped}."
-        # a level far above the curve would flatten it
-        shown = clip if clip and clip <= 2 * max(norm for _, norm in norms) else None
-        plots.insert(1, curve("grad-norm", "Gradient norm", {"before clipping": norms}, alt=words, limit=shown, limit_name="clipped at"))
-    return plots
-
-
-def _spectra_plots(context: StageContext, findings: Findings) -> list[Plot]:
-    matrices = f"{DECOMPOSED[context.recipe.adapter.init]}s"
-    modules = [module for module in findings.layers.modules if module.name in findings.spectra] if findings.layers else []
-    plots = []
-    for kind in dict.fromkeys(module.name.rpartition(".")[2] for module in modules):
-        members = [module for module in modules if module.name.rpartition(".")[2] == kind]
-        ranks = [module.rank for module in members]
-        words = f"Leading singular values of the rearranged {kind} {matrices} of {len(members)} modules; kept terms: {_span(ranks)}."
-        plots.append(spectra(f"spectra-{kind}", kind, [findings.spectra[module.name] for module in members], ranks, alt=words))
-    return plots
-
-
-def _span(numbers: list[int]) -> str:
-    return str(numbers[0]) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
-
-
 # ---- pages
 
 
 def render(template: str, content: dict[str, Any], plots: list[Plot], layout: RunLayout) -> str:
     """One of the report's two templates, filled in."""
     paths = {plot.name: layout.plot(plot.name).relative_to(layout.report).as_posix() for plot in plots}
-    groups = {group: [plot for plot in plots if plot.name.startswith(group)] for group in ("scores-", "spectra-")}
+    groups = {group: [plot for plot in plots if plot.name.startswith(f"{group}-")] for group in ("scores", "spectra", "changes")}
     curves = [plot for plot in plots if not plot.name.startswith(tuple(groups))]
-    return (
-        templates()
-        .get_template(template)
-        .render(content, score_plots=groups["scores-"], spectra_plots=groups["spectra-"], curve_plots=curves, plot_paths=paths)
-    )
+    places = {f"{group}_plots": some for group, some in groups.items()}
+    return templates().get_template(template).render(content, **places, curve_plots=curves, plot_paths=paths)
 
 
 # ---- the end of the stage
@@ -293,13 +265,14 @@ def outcome(context: StageContext, findings: Findings, status: Any) -> Outcome:
         for metric, found in score.scores.metrics.items()
     )
     table = Table("Scores", ("evaluation", "model", "metric", "right", "standard error", "items"), rows)
+    missing = read_json(layout.report_findings)["missing"]
     figures = {
         "report": str(layout.report_page),
-        "missing": list(findings.missing),
+        "missing": missing,
         "trainable_parameters": findings.trainable_parameters,
         "training": training_figures(findings),
         "scores": [{"name": score.name, "kind": score.kind, "metrics": score.scores.model_dump()["metrics"]} for score in findings.scores],
         "parity": findings.parity.model_dump() if findings.parity else None,
     }
-    notes = (*(f"missing: {sentence}" for sentence in findings.missing), f"the page: {layout.report_page}")
+    notes = (*(f"missing: {sentence}" for sentence in missing), f"the page: {layout.report_page}")
     return Outcome(STAGE, status, layout.root, figures, (table,) if rows else (), notes)

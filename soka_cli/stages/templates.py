@@ -21,7 +21,8 @@ def templates() -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": figure, "percent": percent, "duration": duration, "gigabytes": gigabytes, "cell": markdown_cell}
+    environment.filters |= {"figure": figure, "percent": percent, "duration": duration, "gigabytes": gigabytes, "degrees": degrees}
+    environment.filters["cell"] = markdown_cell
     return environment
 
 
@@ -47,6 +48,10 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def degrees(angle: float | None) -> str:
+    return "–" if angle is None else f"{angle:.3g}°"
 
 
 def gigabytes(count: int | None) -> str:

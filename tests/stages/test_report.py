@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from soka_cli.errors import ExitCode, SokaError
-from soka_cli.kron import KronFactors, RankRule, balanced, decompose_weight, kron_dense
+from soka_cli.kron import KronFactors, RankRule, balanced, decompose_weight, kron_dense, rearrange
 from soka_cli.recipe.load import load_recipe
 from soka_cli.recipe.resolved import to_yaml
 from soka_cli.run.environment import package_version
@@ -30,6 +30,10 @@ SIZES = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (16, 32), "mlp.down_p
 LAYERS = 3
 STEPS = 40
 PARTS = ("U", "V", "sigma")
+SPECTRA = ("update", "trained", "start", "weight_before", "weight_after")
+DRAWN = {"loss", "grad-norm", "lr", "scores-gsm8k-plain"} | {
+    f"{group}-{kind}" for group in ("spectra", "changes") for kind in ("q_proj", "v_proj", "down_proj")
+}
 ENTRY = {"task": "gsm8k", "path": "items.jsonl"}
 
 
@@ -39,10 +43,23 @@ def module_names() -> list[str]:
 
 def make_context(folder: Path, **changes: Any) -> StageContext:
     (folder / "items.jsonl").touch()
-    mapping = recipe_mapping("models/none", "items.jsonl", **{"eval": [ENTRY], **changes})
+    put_base(folder / "base")
+    mapping = recipe_mapping(folder / "base", "items.jsonl", **{"eval": [ENTRY], **changes})
     recipe = folder / "arithmetic.yaml"
     recipe.write_text(yaml.safe_dump(mapping), encoding="utf-8")
     return StageContext(load_recipe(recipe), RunLayout(folder / "runs" / "arithmetic"), command="soka report")
+
+
+def base_weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(*SIZES[name.split(".", 3)[3]], generator=generator) for name in module_names()}
+
+
+def put_base(folder: Path, scale: float = 1.0) -> None:
+    folder.mkdir(exist_ok=True)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2}
+    write_json(folder / "config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 260, **sizes})
+    save_file({f"{name}.weight": scale * weight for name, weight in base_weights().items()}, folder / "model.safetensors")
 
 
 def record_stage(context: StageContext, name: str, outputs: list[Path], extra: dict[str, Any] | None = None) -> None:
@@ -54,12 +71,12 @@ def record_stage(context: StageContext, name: str, outputs: list[Path], extra: d
 
 
 def put_decomposition(context: StageContext) -> dict[str, KronFactors]:
-    layout, generator = context.layout, torch.Generator().manual_seed(0)
+    layout = context.layout
     kept, rows, spectra = {}, [], {}
-    for name in module_names():
-        size = SIZES[name.partition("layers.")[2].partition(".")[2]]
+    for name, weight in base_weights().items():
+        size = tuple(weight.shape)
         shape = balanced(*size)
-        found = decompose_weight(torch.randn(*size, generator=generator), shape, RankRule(max=3), seed=0)
+        found = decompose_weight(weight, shape, RankRule(max=3), seed=0)
         kept[name], spectra[name] = found.factors, found.spectrum
         rows.append(
             {"name": name, "out_features": size[0], "in_features": size[1], "m": shape.m, "n": shape.n, "p": shape.p, "q": shape.q}
@@ -194,8 +211,7 @@ def page_of(context: StageContext) -> Page:
 def test_a_whole_run_gives_page_text_json_plots_and_spectra(whole: StageContext) -> None:
     outcome = report(whole)
     layout = whole.layout
-    names = {"loss", "grad-norm", "lr", "scores-gsm8k-plain", "spectra-q_proj", "spectra-v_proj", "spectra-down_proj"}
-    assert {path.stem for path in layout.plot("x").parent.iterdir()} == names
+    assert {path.stem for path in layout.plot("x").parent.iterdir()} == DRAWN
     assert layout.report_text.is_file()
     assert layout.learnt_spectra.is_file()
     content = json.loads(layout.report_findings.read_text())
@@ -221,7 +237,7 @@ def test_the_page_asks_no_network_and_is_well_formed(reported: StageContext) -> 
 
 def test_every_drawing_says_in_words_what_it_shows(reported: StageContext) -> None:
     labels = page_of(reported).labels
-    assert len(labels) == 7
+    assert len(labels) == len(DRAWN)
     assert "Loss over steps 1 to 40: 2.9 first, 0.4625 last; on held-out rows 0.8 first and 0.65 last." in labels
     assert any("adapter strict 95.0%" in label for label in labels)
     text = reported.layout.report_text.read_text(encoding="utf-8")
@@ -238,7 +254,7 @@ def test_each_plot_is_an_svg_of_its_own_that_names_its_colours(reported: StageCo
         assert "var(--soka-ink)" in text
         assert not re.search(r"#0[1-9a-f]0[1-9a-f]0[1-9a-f]", text)  # a drawing colour that was not replaced
         assert "--soka-ink:" in text
-    assert len(paths) == 7
+    assert len(paths) == len(DRAWN)
 
 
 def test_the_page_shows_recipe_ranks_scores_parity_environment_and_commands(reported: StageContext) -> None:
@@ -261,7 +277,7 @@ def test_the_page_shows_recipe_ranks_scores_parity_environment_and_commands(repo
 
 def test_the_spectra_after_training_are_those_of_the_dense_difference(reported: StageContext, tmp_path: Path) -> None:
     spectra = load_file(reported.layout.learnt_spectra)
-    assert set(spectra) == {f"{name}.{part}" for name in module_names() for part in ("update", "trained", "start")}
+    assert set(spectra) == {f"{name}.{part}" for name in module_names() for part in SPECTRA}
     start = put_decomposition(make_context(tmp_path / "again")) if (tmp_path / "again").mkdir() is None else {}
     rows = {row["name"]: row for row in json.loads(reported.layout.report_findings.read_text())["modules"]}
     for name, factors in start.items():
@@ -271,6 +287,45 @@ def test_the_spectra_after_training_are_those_of_the_dense_difference(reported: 
         torch.testing.assert_close(spectra[f"{name}.start"].float(), factors.sigma)
         norm = rows[name]["total_energy"] ** 0.5
         assert rows[name]["relative_update"] == pytest.approx(float(difference.norm()) / norm, rel=1e-5)
+
+
+def test_the_spectra_of_the_weights_are_those_of_the_dense_ones_rearranged(reported: StageContext, tmp_path: Path) -> None:
+    spectra = load_file(reported.layout.learnt_spectra)
+    start = put_decomposition(make_context(tmp_path))
+    for name, weight in base_weights().items():
+        factors, now = start[name], moved(start[name])
+        update = kron_dense(now.left, now.right, now.sigma) - kron_dense(factors.left, factors.right, factors.sigma)
+        for side, matrix in (("weight_before", weight), ("weight_after", weight + update)):
+            found = spectra[f"{name}.{side}"]
+            whole = torch.linalg.svdvals(rearrange(matrix, factors.shape).double())
+            torch.testing.assert_close(found, whole[: len(found)], rtol=1e-5, atol=0)
+
+
+def test_shares_of_energy_distances_and_angles_are_those_of_the_factors(reported: StageContext, tmp_path: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(reported.layout.report_findings.read_text())["changes"]["modules"]}
+    spectra = load_file(reported.layout.learnt_spectra)
+    for name, factors in put_decomposition(make_context(tmp_path)).items():
+        row, weight = rows[name], base_weights()[name]
+        before = spectra[f"{name}.weight_before"].square()
+        assert row["spectra"]["before"]["top_term"] == pytest.approx(float(before[0] / weight.square().sum()), rel=1e-5)
+        assert row["spectra"]["before"]["top_terms"] == pytest.approx(float(before[: factors.rank].sum() / weight.square().sum()), rel=1e-5)
+        assert row["moved"]["U"] == pytest.approx(0.1, rel=1e-5)
+        assert row["moved"]["sigma"] == pytest.approx(0.1, rel=1e-5)
+        assert max(row["angles"]["U"]) < 1e-4  # longer factors span the same
+        assert max(row["angles"]["V"]) > 1
+
+
+def test_without_the_base_the_report_says_that_its_spectra_are_missing(whole: StageContext) -> None:
+    shutil.rmtree(whole.recipe.model.name)
+    assert any("is not on this machine" in sentence for sentence in report(whole).figures["missing"])
+    assert {name.rpartition(".")[2] for name in load_file(whole.layout.learnt_spectra)} == {"update", "trained", "start"}
+    put_base(Path(whole.recipe.model.name))
+    assert report(whole).figures["missing"] == []  # a base that is back is read without being told to
+
+
+def test_another_base_than_the_trained_one_is_not_shown_as_it(whole: StageContext) -> None:
+    put_base(Path(whole.recipe.model.name), scale=1.01)
+    assert any("holds other weights" in sentence for sentence in report(whole).figures["missing"])
 
 
 def test_the_tensor_names_read_are_those_that_the_adapter_writes() -> None:
