@@ -22,6 +22,8 @@ DARK_SERIES = ("#6cb2f0", "#f0a06a", "#78c896", "#bb9df2", "#d9c250", "#f08cbf",
 LIGHT = {"ink": "#24292f", "grid": "#d8dce1", **dict(zip(WORDS, LIGHT_SERIES, strict=True))}
 DARK = {"ink": "#d6dae0", "grid": "#3a414b", **dict(zip(WORDS, DARK_SERIES, strict=True))}
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # of the first eight lines, the next eight, and those after
+LEVEL_DASHES = ((0, (4, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)))
+MARKS = (("s", 8.0), ("^", 6.5), ("o", 4.0))  # shape and size in points, the larger ones first, so that none hides another
 LEGEND_COLUMNS = 3
 LEGEND_ROW = 0.19  # inches
 FAINTEST = 0.3  # opacity of the first layer's line; the last one's is 1
@@ -43,19 +45,18 @@ def curve(
     series: Mapping[str, Sequence[tuple[float, float]]],
     *,
     alt: str,
-    limit: float | None = None,
-    limit_name: str = "",
+    levels: Mapping[str, float] | None = None,
     across: str = "optimizer step",
     logarithmic: bool = False,
 ) -> Plot:
-    """Values over `across`, a line for each series; few points are marked. `limit` is a level to compare with."""
-    entries = len(series) + (limit is not None)
+    """Values over `across`, a line for each series; few points are marked. `levels` are heights to compare with."""
+    entries = len(series) + len(levels or {})
     with _figure(name, legend=entries if entries > 1 else 0) as (figure, axes):
         for index, (label, points) in enumerate(series.items()):
             places, values = zip(*points, strict=True)
             axes.plot(places, values, **_line(index), marker="o" if len(points) <= 20 else "", markersize=3.5, label=label)
-        if limit is not None:
-            axes.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=f"{limit_name} {limit:g}")
+        for index, (label, level) in enumerate((levels or {}).items()):
+            axes.axhline(level, color=INK, linewidth=0.8, linestyle=LEVEL_DASHES[index % len(LEVEL_DASHES)], label=f"{label} {level:g}")
         axes.set_xlabel(across)
         if logarithmic:
             axes.set_xscale("log")
@@ -86,20 +87,37 @@ def front(
         return Plot(name, title, alt, _svg(figure, name, alt))
 
 
-def spectra(name: str, title: str, spectra: Sequence[Sequence[float]], ranks: Sequence[int], *, alt: str) -> Plot:
-    """Singular values relative to the first, a line for each module (later layers stronger), a dot at the last kept term."""
+def spectra(name: str, title: str, spectra: Sequence[Sequence[float]], marks: Mapping[str, Sequence[int | None]], *, alt: str) -> Plot:
+    """Singular values relative to the first, a line for each module, later layers stronger.
+
+    Args:
+        marks: for each line what is marked on it: a term counted from 1, None for one beyond the line's end.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    with _figure(name) as (figure, axes):
-        for index, (sigma, rank) in enumerate(zip(spectra, ranks, strict=True)):
-            share = [value / sigma[0] if sigma[0] else 0.0 for value in sigma]
-            opacity = FAINTEST + (1 - FAINTEST) * (index + 1) / len(spectra)
-            axes.plot(range(1, len(share) + 1), share, color=FIRST, linewidth=1.1, alpha=opacity)
-            axes.plot([rank], [share[rank - 1]], color=SECOND, marker="o", markersize=4.5, alpha=opacity, linestyle="")
+    with _figure(name, legend=len(marks)) as (figure, axes):
+        lines = [[value / sigma[0] if sigma[0] else 0.0 for value in sigma] for sigma in spectra]
+        for index, share in enumerate(lines):
+            axes.plot(range(1, len(share) + 1), share, color=FIRST, linewidth=1.1, alpha=_opacity(index, len(lines)))
+        for (label, places), (marker, size), colour in zip(marks.items(), MARKS, SERIES[1:], strict=False):
+            axes.plot([], [], color=colour, marker=marker, markersize=size, linestyle="", fillstyle=_fill(marker), label=label)
+            for index, (share, place) in enumerate(zip(lines, places, strict=True)):
+                if place is not None and place <= len(share):
+                    at, opacity = max(place, 1), _opacity(index, len(lines))
+                    axes.plot([at], [share[at - 1]], color=colour, marker=marker, markersize=size, fillstyle=_fill(marker), alpha=opacity)
         axes.set_xlabel("term k")
         axes.set_ylabel("sigma k / sigma 1")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(axes)
         return Plot(name, title, alt, _svg(figure, name, alt))
+
+
+def _opacity(index: int, count: int) -> float:
+    return FAINTEST + (1 - FAINTEST) * (index + 1) / count
+
+
+def _fill(marker: str) -> str:
+    return "full" if marker == "o" else "none"
 
 
 def spectra_compared(name: str, title: str, sides: Mapping[str, Sequence[Sequence[float]]], *, alt: str) -> Plot:
@@ -110,18 +128,44 @@ def spectra_compared(name: str, title: str, sides: Mapping[str, Sequence[Sequenc
         for side, (label, members) in enumerate(sides.items()):
             for index, sigma in enumerate(members):
                 share = [value / sigma[0] if sigma[0] else 0.0 for value in sigma]
-                opacity = FAINTEST + (1 - FAINTEST) * (index + 1) / len(members)
                 axes.plot(
                     range(1, len(share) + 1),
                     share,
                     **_line(side) | {"linewidth": 1.1, "linestyle": DASHES[side % len(DASHES)]},
-                    alpha=opacity,
+                    alpha=_opacity(index, len(members)),
                     label=label if index == len(members) - 1 else None,
                 )
         axes.set_xlabel("term k")
         axes.set_ylabel("sigma k / sigma 1")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
+        return Plot(name, title, alt, _svg(figure, name, alt))
+
+
+def module_map(name: str, title: str, table: Mapping[str, Mapping[str, float]], *, alt: str) -> Plot:
+    """A number in a field for each row and column, the larger the stronger its colour; the first row at the top."""
+    from matplotlib.patches import Rectangle
+
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    numbers = [value for row in table.values() for value in row.values()]
+    least, most = min(numbers), max(numbers)
+    with _figure(name, height=1.3 + 0.24 * len(table)) as (figure, axes):
+        axes.grid(False)
+        axes.tick_params(length=0)
+        for y, row in enumerate(table.values()):
+            for x, column in enumerate(columns):
+                if column not in row:
+                    continue
+                strength = (row[column] - least) / (most - least) if most > least else 0.5
+                # behind a text of the ink's colour, so never of full strength
+                axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=FIRST, alpha=0.06 + 0.44 * strength, linewidth=0))
+                axes.text(x, y, f"{row[column]:.3g}", ha="center", va="center", fontsize=8)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(table) - 0.5, -0.5)
+        short = [column.rpartition(".")[2] for column in columns]
+        axes.set_xticks(range(len(columns)), short, rotation=25, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(range(len(table)), list(table), fontsize=8)
+        axes.set_ylabel("layer")
         return Plot(name, title, alt, _svg(figure, name, alt))
 
 

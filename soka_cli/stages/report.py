@@ -248,10 +248,12 @@ def module_rows(findings: Findings, update_norms: dict[str, float]) -> list[dict
 def render(template: str, content: dict[str, Any], plots: list[Plot], layout: RunLayout) -> str:
     """One of the report's two templates, filled in."""
     paths = {plot.name: layout.plot(plot.name).relative_to(layout.report).as_posix() for plot in plots}
-    groups = {group: [plot for plot in plots if plot.name.startswith(f"{group}-")] for group in ("scores", "spectra", "changes")}
+    groups = {group: [plot for plot in plots if plot.name.startswith(f"{group}-")] for group in ("scores", "spectra", "map", "changes")}
     curves = [plot for plot in plots if not plot.name.startswith(tuple(groups))]
+    groups["token"] = [plot for plot in curves if plot.name.endswith("-tokens")]
+    groups["step"] = [plot for plot in curves if plot not in groups["token"]]
     places = {f"{group}_plots": some for group, some in groups.items()}
-    return templates().get_template(template).render(content, **places, curve_plots=curves, plot_paths=paths)
+    return templates().get_template(template).render(content, **places, plot_paths=paths)
 
 
 # ---- the end of the stage

@@ -1,15 +1,17 @@
 """The report's plots: which there are for a run, and in words what each shows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from soka_cli.stages.changes import SPECTRA
+from soka_cli.stages.changes import SPECTRA, spread
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import DECOMPOSED
-from soka_cli.stages.findings import Findings, Step, held_out_curve
-from soka_cli.stages.plots import Plot, curve, score_bars, spectra, spectra_compared
+from soka_cli.stages.findings import Findings
+from soka_cli.stages.module_maps import module_maps
+from soka_cli.stages.plots import Plot, score_bars, spectra, spectra_compared
 from soka_cli.stages.templates import percent
+from soka_cli.stages.training_curves import training_curves
 
 if TYPE_CHECKING:
     from soka_cli.stages.learnt import Learnt
@@ -20,7 +22,8 @@ def drawings(context: StageContext, findings: Findings, learnt: "Mapping[str, Le
     """Every plot that the run has data for, in the page's order."""
     return [
         *_score_plots(findings),
-        *_training_plots(context, findings.steps),
+        *training_curves(context.recipe, findings.steps),
+        *module_maps(findings.layers.modules if findings.layers else ()),
         *_spectra_plots(context, findings),
         *_change_plots(learnt, weights),
     ]
@@ -39,39 +42,20 @@ def _score_plots(findings: Findings) -> list[Plot]:
     return plots
 
 
-def _training_plots(context: StageContext, steps: tuple[Step, ...]) -> list[Plot]:
-    if not steps:
-        return []
-    loss = {"loss": [(step.step, step.loss) for step in steps]}
-    if evaluated := held_out_curve(steps):
-        loss["eval_loss"] = evaluated
-    span = f"over steps {steps[0].step} to {steps[-1].step}"
-    first, last = steps[0], steps[-1]
-    clip = context.recipe.train.max_grad_norm
-    held_out = f"; on held-out rows {evaluated[0][1]:.4g} first and {evaluated[-1][1]:.4g} last" if evaluated else ""
-    rates = [(step.step, step.lr) for step in steps]
-    plots = [
-        curve("loss", "Loss, nats a token", loss, alt=f"Loss {span}: {first.loss:.4g} first, {last.loss:.4g} last{held_out}."),
-        curve("lr", "Learning rate", {"lr": rates}, alt=f"Learning rate {span}: at most {max(rate for _, rate in rates):.3g}."),
-    ]
-    if norms := [(step.step, step.grad_norm) for step in steps if step.grad_norm is not None]:
-        clipped = f"gradients are clipped at {clip:g}" if clip else "gradients are not clipped"
-        words = f"Gradient norm before clipping {span}: at most {max(norm for _, norm in norms):.3g}; {clipped}."
-        # a level far above the curve would flatten it
-        shown = clip if clip and clip <= 2 * max(norm for _, norm in norms) else None
-        plots.insert(1, curve("grad-norm", "Gradient norm", {"before clipping": norms}, alt=words, limit=shown, limit_name="clipped at"))
-    return plots
-
-
 def _spectra_plots(context: StageContext, findings: Findings) -> list[Plot]:
     matrices = f"{DECOMPOSED[context.recipe.adapter.init]}s"
     modules = [module for module in findings.layers.modules if module.name in findings.spectra] if findings.layers else []
     plots = []
     for kind in dict.fromkeys(module.name.rpartition(".")[2] for module in modules):
         members = [module for module in modules if module.name.rpartition(".")[2] == kind]
-        ranks = [module.rank for module in members]
-        words = f"Leading singular values of the rearranged {kind} {matrices} of {len(members)} modules; kept terms: {_span(ranks)}."
-        plots.append(spectra(f"spectra-{kind}", kind, [findings.spectra[module.name] for module in members], ranks, alt=words))
+        marks: dict[str, list[int | None]] = {
+            f"energy {context.recipe.adapter.rank.tau:g}": [module.rank_energy for module in members],
+            "elbow": [module.rank_elbow for module in members],
+            "kept": [module.rank for module in members],
+        }
+        told = ", ".join(f"{mark} at term {_span(ranks)}" for mark, ranks in marks.items())
+        words = f"Leading singular values of the rearranged {kind} {matrices} of {len(members)} modules; {told}."
+        plots.append(spectra(f"spectra-{kind}", kind, [findings.spectra[module.name] for module in members], marks, alt=words))
     return plots
 
 
@@ -99,5 +83,8 @@ def _change_plots(learnt: "Mapping[str, Learnt]", weights: "Mapping[str, BeforeA
     return plots
 
 
-def _span(numbers: list[int]) -> str:
-    return str(numbers[0]) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+def _span(places: Sequence[int | None]) -> str:
+    """`2`, `1 to 4`; what lies beyond the computed spectrum is said."""
+    known = [place for place in places if place is not None]
+    beyond = f"beyond the computed ones in {len(places) - len(known)}" if len(known) < len(places) else ""
+    return " and ".join(part for part in (spread(known) if known else "", beyond) if part)

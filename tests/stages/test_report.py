@@ -31,7 +31,8 @@ LAYERS = 3
 STEPS = 40
 PARTS = ("U", "V", "sigma")
 SPECTRA = ("update", "trained", "start", "weight_before", "weight_after")
-DRAWN = {"loss", "grad-norm", "lr", "scores-gsm8k-plain"} | {
+CURVES = ("loss", "grad-norm", "lr", "throughput")
+DRAWN = {*CURVES, *(f"{name}-tokens" for name in CURVES), "scores-gsm8k-plain", "map-ranks", "map-energy"} | {
     f"{group}-{kind}" for group in ("spectra", "changes") for kind in ("q_proj", "v_proj", "down_proj")
 }
 ENTRY = {"task": "gsm8k", "path": "items.jsonl"}
@@ -238,12 +239,43 @@ def test_the_page_asks_no_network_and_is_well_formed(reported: StageContext) -> 
 def test_every_drawing_says_in_words_what_it_shows(reported: StageContext) -> None:
     labels = page_of(reported).labels
     assert len(labels) == len(DRAWN)
+    assert "Loss over 640 to 25,600 tokens: 2.9 first, 0.4625 last; on held-out rows 0.8 first and 0.65 last." in labels
     assert "Loss over steps 1 to 40: 2.9 first, 0.4625 last; on held-out rows 0.8 first and 0.65 last." in labels
     assert any("adapter strict 95.0%" in label for label in labels)
     text = reported.layout.report_text.read_text(encoding="utf-8")
     images = re.findall(r"!\[(.+?)\]\((.+?)\)", text)
     assert sorted(alt for alt, _ in images) == sorted(labels)
     assert all((reported.layout.report / path).is_file() for _, path in images)
+
+
+def test_the_map_names_every_module_once_and_tells_where_the_ranks_differ(reported: StageContext) -> None:
+    drawn = ElementTree.parse(reported.layout.plot("map-ranks"))
+    words = ["".join(text.itertext()).strip() for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    ranks = [module["rank"] for module in json.loads(reported.layout.layers.read_text())["modules"]]
+    kinds = [kind.rpartition(".")[2] for kind in SIZES]
+    assert sorted(words) == sorted([*kinds, *(str(layer) for layer in range(LAYERS)), "layer", *map(str, ranks)])
+
+
+def test_the_spectra_mark_threshold_elbow_and_kept_rank(reported: StageContext) -> None:
+    text = reported.layout.plot("spectra-q_proj").read_text(encoding="utf-8")
+    assert all(f">{mark}<" in text for mark in ("energy 0.9", "elbow", "kept"))
+    assert "kept at term" in text
+
+
+def test_the_gradient_norm_stands_beside_the_papers_two_levels(reported: StageContext) -> None:
+    for name in ("grad-norm", "grad-norm-tokens"):
+        text = reported.layout.plot(name).read_text(encoding="utf-8")
+        assert ">rank may be too low above 2<" in text
+        assert ">rarely above 1.5<" in text
+    assert "above 2 in 0 and above 1.5 in 5 of 40 logged steps" in text
+
+
+def test_curves_without_token_counts_stand_over_steps_alone(whole: StageContext) -> None:
+    rows = [json.loads(line) for line in whole.layout.metrics.read_text().splitlines()]
+    whole.layout.metrics.write_text("".join(json.dumps({**row, "tokens": None}) + "\n" for row in rows))
+    report(whole)
+    assert not whole.layout.plot("loss-tokens").exists()
+    assert whole.layout.plot("loss").is_file()
 
 
 def test_each_plot_is_an_svg_of_its_own_that_names_its_colours(reported: StageContext) -> None:
