@@ -1,10 +1,11 @@
 """python -m benchmarks: every measurement that needs no argument."""
 
-from benchmarks import decompose, merge, sandbox, startup, streaming
+from benchmarks import decompose, evaluate, merge, sandbox, startup, streaming
 
 if __name__ == "__main__":
     startup.main()
     decompose.main()
     streaming.main()
     merge.main([])
+    evaluate.main([])
     sandbox.main()
