@@ -1,5 +1,6 @@
 """Continuous batching, by transformers' own manager: a prompt takes its place among those that write as soon as another has ended."""
 
+import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,7 @@ def running(completer: Completer, watch: Watch, *, blocks: int, size: int) -> It
     log = logging.getLogger(MANAGERS_LOG)
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
+    gc.freeze()  # the manager collects garbage when it ends, which goes through all objects of transformers otherwise
     try:
         with apart(model):
             for place, prompt in watch.prompts.items():  # all before the first step, so that the same prompts always meet the same others
@@ -157,6 +159,7 @@ def running(completer: Completer, watch: Watch, *, blocks: int, size: int) -> It
                 manager.stop(block=True, hard_stop=True)
                 manager.destroy()
     finally:
+        gc.unfreeze()
         log.setLevel(level)
 
 
@@ -165,18 +168,17 @@ def arrived(manager: Any) -> list[Any]:
     outputs: list[Any] = []
     while True:
         output = manager.get_result(timeout=0 if outputs else PATIENCE)
-        if output is None and (outputs or manager.is_running()):
-            if outputs:
-                return outputs
-            continue
-        if output is None or output.error is not None:
+        if output is not None and output.error is None:
+            outputs.append(output)
+        elif output is not None or not (outputs or manager.is_running()):
             raise failure(manager, "continuous batching ended early" if output is None else output.error)
-        outputs.append(output)
+        elif outputs:
+            return outputs
 
 
 def failure(manager: Any, words: str) -> Exception:
     """What ended the manager: its own exception where it was one."""
-    manager.join(0.0, timeout=None)
+    manager.stop(block=True, hard_stop=True)  # it notes its exception last
     return manager.background_thread_status.fatal_error or RuntimeError(words)
 
 

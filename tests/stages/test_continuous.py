@@ -68,7 +68,7 @@ def test_stop_strings_are_cut_exactly_and_free_their_place() -> None:
 
 def test_a_stop_string_ends_a_prompt_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = completer_of().complete(PROMPTS[:1])[0].text[2:4]
-    completer = completer_of(stops=(stop,), max_new_tokens=200)
+    completer = completer_of(stops=(stop,), max_new_tokens=60)
     steps: list[int] = []
     prepare = Watch.prepare_tensor_args
     monkeypatch.setattr(Watch, "prepare_tensor_args", lambda self, *words, **named: steps.append(1) or prepare(self, *words, **named))
@@ -137,9 +137,7 @@ def test_memory_that_one_prompt_exhausts_is_an_error(monkeypatch: pytest.MonkeyP
 
 
 def test_leaving_early_leaves_nothing_behind() -> None:
-    completer = completer_of(max_new_tokens=300)
-    answers = ContinuousCompleter(completer, 2).complete(PROMPTS)
-    next(answers)
+    answers = ContinuousCompleter(completer_of(), 2).complete(PROMPTS)
     next(answers)
     threads = threading.active_count()
     answers.close()
