@@ -9,8 +9,10 @@ from typing import Any
 from peft import PeftConfig, PeftType
 from peft.utils.other import get_pattern_key
 
-from soka_cli.kron import KronShape, RankRule, choose_shape
+from soka_cli.kron import PLANS, KronShape, RankRule, choose_shape
 from soka_cli.recipe.schema import INIT_READS, count_with_suffix
+
+PRODUCTS = ("auto", *PLANS)
 
 
 class MethodName(str):
@@ -118,6 +120,10 @@ class SokaConfig(PeftConfig):
     init_weights: bool = field(
         default=True, metadata={"help": "True starts as the base model; False starts away from it, which only tests want."}
     )
+    product: str = field(
+        default="auto",
+        metadata={"help": "How the update is computed: auto (the cheapest for each layer and batch), factored, merged or dense; docs/speed.md."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the decomposition; each module derives its own from this and its name."})
 
     def __post_init__(self) -> None:
@@ -137,6 +143,8 @@ class SokaConfig(PeftConfig):
             raise ValueError(f"init is {self.init!r}; there are: {', '.join(INIT_READS)}")
         if self.sigma not in SIGMAS:
             raise ValueError(f"sigma is {self.sigma!r}; there are: {', '.join(SIGMAS)}")
+        if self.product not in PRODUCTS:
+            raise ValueError(f"product is {self.product!r}; there are: {', '.join(PRODUCTS)}")
         _rank_rule(self.rank)
         for choice in (self.shape, *self.shape_pattern.values()):
             _require_known_shape(choice)

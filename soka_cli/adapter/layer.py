@@ -1,7 +1,9 @@
 """A frozen linear layer with SoKA adapters on it."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +18,22 @@ from transformers.pytorch_utils import Conv1D
 
 from soka_cli.adapter.config import SokaConfig
 from soka_cli.adapter.start import Start, make_start
-from soka_cli.kron import KronFactors, KronShape, KronSum, balanced, kron_dense, kron_difference, kron_linear
+from soka_cli.kron import (
+    Kept,
+    KronFactors,
+    KronShape,
+    KronSum,
+    Plan,
+    Work,
+    balanced,
+    choose_plan,
+    computed_in,
+    factored_update,
+    kron_dense,
+    kron_difference,
+    matrix_update,
+    merged_linear,
+)
 from soka_cli.recipe.schema import DATA_INITS
 
 TRAINED = ("soka_U", "soka_V", "soka_sigma")
@@ -52,6 +69,9 @@ class SokaLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
         self._pristine: Tensor | None = None  # the base weight as it was, while adapters are merged
+        self._product: dict[str, str] = {}  # the plan that an adapter's config asks for, or auto
+        self.plans_used: Counter[str] = Counter()  # passes in training by plan
+        self.kept: Kept | None = None  # set by `keep_matrices`
         base = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(base, **quantization)
         self.fan_in_fan_out = isinstance(base, Conv1D)
@@ -68,6 +88,7 @@ class SokaLayer(BaseTunerLayer):
         Raises:
             ValueError: sizes that do not divide, a weight that is not finite, an init that needs data; names the module.
         """
+        self._product[adapter_name] = config.product
         # PEFT makes a loaded config trainable again before the adapter's values are there
         values_follow = values_follow or config.inference_mode or (config.saved and config.init in DATA_INITS)
         with torch.no_grad(), align_module_device(self.get_base_layer()):
@@ -90,6 +111,11 @@ class SokaLayer(BaseTunerLayer):
         """
         with align_module_device(self.get_base_layer()):
             return None if self._weight_device().type == "meta" else self._made(config, module_name)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the base weight lies in main memory; an offloaded one does not count."""
+        return self._weight_device().type == "cpu"
 
     def _weight_device(self) -> torch.device:
         base = self.get_base_layer()
@@ -200,13 +226,75 @@ class Linear(nn.Module, SokaLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)  # (..., out)
-        if self.disable_adapters or self.merged:
+        names = [] if self.disable_adapters or self.merged else self._held(self.active_adapters)
+        if len(names) == 1 and not args and not kwargs and (result := self._merged_result(x, names[0])) is not None:
             return result
-        for name in self._held(self.active_adapters):
+        result = self.base_layer(x, *args, **kwargs)  # (..., out)
+        for name in names:
             inputs = self._cast_input_dtype(x, self.soka_U[name].dtype)  # (..., in)
-            result = result + kron_linear(inputs, *self._difference(name)).to(result.dtype)
+            result = result + self._update(inputs, name).to(result.dtype)
         return result
+
+    def _update(self, x: Tensor, name: str) -> Tensor:
+        """What one adapter adds to the base layer's result."""
+        now, start = self.factors(name), self.start_factors(name)
+        plan = self._plan(x, name, inside=False)
+        self._count(plan, name)
+        if plan == "factored":
+            return factored_update(x, now, start)
+        return matrix_update(x, now, start, dense_gradients=plan == "dense", kept=self.kept)
+
+    def _merged_result(self, x: Tensor, name: str) -> Tensor | None:
+        """The whole layer through one matrix; None where the plan is another, or the base weight cannot take the update in."""
+        base = self.base_layer
+        if not self._takes_update(base, x, self.soka_U[name]) or (plan := self._plan(x, name, inside=True)) == "factored":
+            return None
+        self._count(plan, name)
+        return merged_linear(
+            x,
+            base.weight,
+            base.bias,
+            self.factors(name),
+            self.start_factors(name),
+            fan_in_fan_out=self.fan_in_fan_out,
+            dense_gradients=plan == "dense",
+            kept=self.kept,
+        )
+
+    @staticmethod
+    def _takes_update(base: nn.Module, x: Tensor, factor: Tensor) -> bool:
+        """Whether W + K(theta) - K(theta0) says what the two apart do: a plain frozen layer, all of it computed in fp32 or fp64."""
+        if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+            return False
+        weight = base.weight
+        if type(weight) is not nn.Parameter or weight.requires_grad or hasattr(base, "_hf_hook"):
+            return False
+        alike = x.dtype == weight.dtype == factor.dtype == computed_in(x) and x.device == weight.device == factor.device
+        exact = x.dtype == torch.float64 or (x.dtype == torch.float32 and products_keep_fp32())
+        return alike and exact
+
+    def _plan(self, x: Tensor, name: str, *, inside: bool) -> Plan:
+        left, right = self.soka_U[name], self.soka_V[name]
+        trained = torch.is_grad_enabled() and left.requires_grad
+        plan = self._product[name]
+        if plan == "auto":
+            plan = choose_plan(
+                Work(
+                    KronShape(*left.shape[1:], *right.shape[1:]),
+                    rank=len(left),
+                    vectors=prod(x.shape[:-1]),
+                    inside=inside,
+                    kept=self.kept is not None,
+                    trained=trained,
+                    dtype=computed_in(x),
+                    device=x.device.type,
+                )
+            )
+        return plan
+
+    def _count(self, plan: Plan, name: str) -> None:
+        if torch.is_grad_enabled() and self.soka_U[name].requires_grad and not torch.compiler.is_compiling():
+            self.plans_used[plan] += 1
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -262,6 +350,12 @@ class Linear(nn.Module, SokaLayer):
 
     def __repr__(self) -> str:
         return "soka." + super().__repr__()
+
+
+@torch.compiler.assume_constant_result
+def products_keep_fp32() -> bool:
+    """Whether products of fp32 matrices are computed as such, not in TF32 or in parts of BF16."""
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def layer_sizes(base: nn.Module) -> tuple[int, int]:

@@ -60,6 +60,7 @@ def peft_config(section: AdapterSection, *, seed: int) -> PeftConfig:
             rank=section.rank.model_dump(exclude_none=True),
             init=section.init,
             sigma=section.sigma,
+            product=section.product,
             seed=seed,
         )
     if section.method == "peft":

@@ -4,7 +4,10 @@ from soka_cli.kron.allocate import Allotment, Bid, allocate, allocate_evenly, re
 from soka_cli.kron.angles import principal_angles
 from soka_cli.kron.elbow import clear_elbow
 from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, first_non_finite, module_seed
-from soka_cli.kron.product import KronSum, factored_is_cheaper, kron_dense, kron_difference, kron_linear, kron_product
+from soka_cli.kron.kept import Kept
+from soka_cli.kron.linear import computed_in, factored_update, matrix_update, merged_linear
+from soka_cli.kron.plan import PLANS, Plan, Work, choose_plan
+from soka_cli.kron.product import KronSum, kron_dense, kron_difference, kron_product
 from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
 from soka_cli.kron.rearrange import rearrange, restore
 from soka_cli.kron.search import ShapeCandidate, ShapeSearch, search_budget, search_shape
@@ -16,33 +19,40 @@ from soka_cli.kron.start import random_factors, scaled_to
 __all__ = [
     "Allotment",
     "Bid",
+    "PLANS",
     "Decomposition",
+    "Kept",
     "KronFactors",
     "KronShape",
     "KronSum",
     "RankChoice",
     "RankRule",
+    "Plan",
     "ShapeCandidate",
     "ShapeSearch",
     "Triplets",
+    "Work",
     "affordable",
     "allocate",
     "allocate_evenly",
     "balanced",
     "blocked",
+    "choose_plan",
     "choose_rank",
     "choose_shape",
     "clear_elbow",
+    "computed_in",
     "decompose_weight",
     "divisors",
     "explicit",
-    "factored_is_cheaper",
+    "factored_update",
     "first_non_finite",
     "kron_dense",
     "kron_difference",
-    "kron_linear",
     "kron_product",
     "leading_triplets",
+    "matrix_update",
+    "merged_linear",
     "module_seed",
     "principal_angles",
     "random_factors",

@@ -1,4 +1,7 @@
-"""Sums of Kronecker products applied to vectors: without forming them, as a dense matrix, or whichever costs less."""
+"""Sums of Kronecker products applied to vectors without forming them, and as a dense matrix: the readable definitions.
+
+What trains is in `linear.py`, which is held to these.
+"""
 
 from math import prod
 
@@ -11,34 +14,6 @@ from soka_cli.kron.shape import KronShape
 
 KronSum = tuple[Tensor, Tensor, Tensor]
 """left [r, m, n], right [r, p, q] and sigma [r] of sum_k sigma_k U_k (x) V_k."""
-
-
-def kron_linear(x: Tensor, *sums: KronSum) -> Tensor:
-    """y = (K_1 + K_2 + ...) x for Kronecker sums of one shape, factor by factor or through one dense matrix.
-
-    The way with fewer multiply-adds is taken: few terms on a large layer go factor by factor, many terms or a small layer
-    through the matrix, which the single vectors of decoding do not repay. Differentiable in every argument.
-
-    Args:
-        x: [..., n*q].
-        sums: at least one.
-
-    Returns:
-        [..., m*p], in the type of x.
-    """
-    left, right, _ = sums[0]
-    shape = KronShape(*left.shape[1:], *right.shape[1:])
-    if factored_is_cheaper(shape, terms=sum(len(sigma) for _, _, sigma in sums), vectors=prod(x.shape[:-1])):
-        products = [kron_product(x, *one) for one in sums]
-        return sum(products[1:], start=products[0])
-    matrices = [kron_dense(*one) for one in sums]
-    return x @ sum(matrices[1:], start=matrices[0]).T
-
-
-def factored_is_cheaper(shape: KronShape, *, terms: int, vectors: int) -> bool:
-    """T r n p (q + m) multiply-adds factor by factor against r out in to build the matrix and T out in to apply it."""
-    factored = vectors * terms * shape.n * shape.p * (shape.q + shape.m)
-    return factored <= (terms + vectors) * shape.out_features * shape.in_features
 
 
 def kron_product(x: Tensor, left: Tensor, right: Tensor, sigma: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 BASELINE = ("target_modules", "rank", "alpha", "match_parameters", "config")
 METHOD_READS = {
-    "soka": ("target_modules", "shape", "shape_pattern", "rank", "init", "init_rows", "init_steps", "init_lr", "sigma"),
+    "soka": ("target_modules", "shape", "shape_pattern", "rank", "init", "init_rows", "init_steps", "init_lr", "sigma", "product"),
     "lora": BASELINE,
     "pissa": BASELINE,
     "lokr": BASELINE,
@@ -298,6 +298,9 @@ class AdapterSection(Section):
         default=None, description="Takes the rank whose parameters come nearest to this count, or to what a method would train here."
     )
     config: dict[str, Any] = Field(default={}, description="Further fields of PEFT's own configuration; for peft also peft_type.")
+    product: Literal["auto", "factored", "merged", "dense"] = Field(
+        default="auto", description="How the update is computed; auto takes the cheapest for each layer and batch. Changes speed alone."
+    )
 
     @model_validator(mode="after")
     def options_belong_to_the_method(self) -> "AdapterSection":

@@ -200,13 +200,26 @@ class ModelShelf:
             self._bare_base = base
             return base
         self._bare_base = None
-        return with_adapter(base, wanted.folder).get_base_model()
+        return self._in_place(with_adapter(base, wanted.folder))
+
+    def _in_place(self, adapted: Any) -> Any:
+        """The adapted model as transformers has it: merged where that is exact to fp32 rounding, so that it answers at the base's speed."""
+        if not merges_exactly(adapted):
+            return adapted.get_base_model()
+        self.context.reporter.say("The adapter is merged into the fp32 base in memory, which changes weights by rounding alone.")
+        return adapted.merge_and_unload()
 
     def _tokenizer(self, wanted: JudgedModel) -> Any:
         section = self.context.recipe.model
         if wanted.folder is not None and not wanted.is_adapter and wanted.kind != "adapter":
             section = section.model_copy(update={"name": str(wanted.folder), "revision": None})
         return load_tokenizer(section, offline=self.context.offline)
+
+
+def merges_exactly(adapted: Any) -> bool:
+    """Whether adding the adapter to the base's weights loses no more than fp32 rounding: a plain fp32 base under SoKA or LoRA."""
+    kinds = {str(config.peft_type.value) for config in adapted.peft_config.values()}
+    return kinds <= {"SOKA", "LORA"} and all(str(parameter.dtype) == "torch.float32" for parameter in adapted.parameters())
 
 
 def with_adapter(base: Any, folder: Path) -> Any:

@@ -3,13 +3,13 @@
 Symbols: T tokens of a micro-batch (rows x max_length), a bytes of the compute type (2 in bf16, 4 in fp32), h the width of
 the residual stream, f of the feed-forward, d of the query heads together, k of the key heads, L blocks, V tokens of the
 vocabulary. The total is within 2% of the peak that torch counts during `soka train` on small Llamas (SoKA, LoRA, PiSSA, full; bf16
-and fp32); over packed weights the activations are within 20%. Left out: the allocator's slack, kernels' workspaces, the CUDA context.
+and fp32); over packed weights the activations are within 20%. Left out: the allocator's slack, kernels' workspaces, the CUDA
+context, and the merged matrices that a CPU keeps between passes where a quarter of its free memory holds them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from soka_cli.kron.product import factored_is_cheaper
 from soka_cli.recipe.schema import DATA_INITS, Recipe
 from soka_cli.stages.dimensions import Dimensions
 from soka_cli.stages.sizes import AdapterSizes, Terms
@@ -169,29 +169,16 @@ def adapter_activations(sizes: AdapterSizes, tokens: int, width: int) -> int:
 
     In bf16 each product casts its input anew; in fp32 modules that read one tensor keep it once.
     """
-    inputs = shared_inputs(sizes.terms) if width == FP32 else sum(casts(terms, tokens) * terms.module.in_features for terms in sizes.terms)
+    inputs = shared_inputs(sizes.terms) if width == FP32 else sum(terms.module.in_features for terms in sizes.terms)
     return width * (tokens * inputs + sum(values_kept(terms, tokens) for terms in sizes.terms))
 
 
 def values_kept(terms: Terms, tokens: int) -> int:
     """Values that one adapted module keeps of T tokens, beside its input.
 
-    LoRA: T r. SoKA, where theta - theta0 is two Kronecker sums (`adapter/layer.py`): factor by factor the T r n p values between the
-    factors of the first; through the dense matrix that matrix, out in.
+    LoRA: T r. SoKA: none; what lies between the factors is computed again for the backward pass.
     """
-    shape, rank = terms.shape, terms.rank
-    if shape is None:
-        return tokens * rank
-    return tokens * rank * shape.n * shape.p if is_factored(terms, tokens) else shape.out_features * shape.in_features
-
-
-def casts(terms: Terms, tokens: int) -> int:
-    """How often a module's input is read: by each of the two Kronecker sums where they go factor by factor, else once."""
-    return 2 if terms.shape is not None and is_factored(terms, tokens) else 1
-
-
-def is_factored(terms: Terms, tokens: int) -> bool:
-    return terms.shape is not None and factored_is_cheaper(terms.shape, terms=2 * terms.rank, vectors=tokens)
+    return tokens * terms.rank if terms.shape is None else 0
 
 
 def shared_inputs(terms: Sequence[Terms]) -> int:

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from soka_cli.adapter import attach_factors
 from soka_cli.adapter.methods import LORA_B, SIGMA, attach, peft_config
+from soka_cli.adapter.products import keep_matrices, plans_used
 from soka_cli.adapter.pissa import adapter_factors, attach_initial, save_converted
 from soka_cli.data.batch import Collator, PackCollator
 from soka_cli.data.curriculum import Curriculum
@@ -37,7 +38,7 @@ from soka_cli.recipe.schema import UNPACKED_METHODS, TrainSection
 from soka_cli.run.interrupt import interrupts_wait
 from soka_cli.run.lines import AppendFile
 from soka_cli.run.reporter import ProgressTask, SilentReporter
-from soka_cli.run.resources import is_memory_full, require_space
+from soka_cli.run.resources import available_memory, is_memory_full, require_space
 from soka_cli.run.stage import open_stage
 from soka_cli.run.write import atomic_folder, damaged, read_json
 from soka_cli.stages.checkpoints import Checkpoints, damage
@@ -75,6 +76,7 @@ NO_INPUTS = {
 }
 """Options of speed and of what is told: they change no result. With keep: best or early_stopping, eval_every does."""
 FP32_BYTES = 4
+SHARE_FOR_MATRICES = 4  # a quarter of the memory that is free may hold merged matrices from pass to pass
 SHOWN = ("method", "steps", "tokens", "first_loss", "last_loss", "first_eval_loss", "last_eval_loss", "trainable_parameters", "seconds")
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw-8bit": "adamw_bnb_8bit"}
 
@@ -147,7 +149,7 @@ def train_inputs(context: StageContext) -> dict[str, Any]:
     recipe = to_mapping(context.recipe)
     return {
         **decompose_inputs(context, checkpoint.digest),
-        "adapter": recipe["adapter"],
+        "adapter": {name: value for name, value in recipe["adapter"].items() if name != "product"},
         "data": data_inputs(context.recipe),
         "train": training_inputs(context, recipe["train"]),
     }
@@ -265,6 +267,7 @@ class _Training:
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if self.team.leads:
             self._require_space(trainable)
+        matrices_kept = keep_matrices(model, (available_memory() or 0) // (SHARE_FOR_MATRICES * self.team.count))
         try:
             metrics = self._train(model, rows, steps, found)
         except Exception as error:
@@ -286,6 +289,8 @@ class _Training:
             "first_eval_loss": metrics[0].get("eval_loss_before"),
             "last_eval_loss": evaluated[-1] if evaluated else None,
             "trainable_parameters": trainable,
+            "products": plans_used(model),
+            "matrices_kept_bytes": matrices_kept,
             "rows": len(rows.training),
         }
 

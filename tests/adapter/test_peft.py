@@ -330,11 +330,11 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 def test_an_offloaded_base_is_decomposed_and_runs(tmp_path: Path) -> None:
     from accelerate import cpu_offload
 
-    whole = get_peft_model(models.model(), models.config())
+    whole = get_peft_model(models.model(), models.config(product="factored"))
     offloaded = models.model()
     cpu_offload(offloaded, execution_device=torch.device("cpu"))
     assert offloaded.model.layers[0].self_attn.q_proj.weight.is_meta
-    adapted = get_peft_model(offloaded, models.config())
+    adapted = get_peft_model(offloaded, models.config(product="factored"))
     models.train_a_little(whole, 0.5)
     models.train_a_little(adapted, 0.5)
     assert torch.equal(models.output(adapted), models.output(whole))

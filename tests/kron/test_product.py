@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soka_cli.kron import KronShape, factored_is_cheaper, kron_dense, kron_linear, kron_product
+from soka_cli.kron import kron_dense, kron_product
 
 
 def factors(rank: int, m: int, n: int, p: int, q: int, *, grad: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -77,16 +77,3 @@ def test_equal_factors_give_equal_bits() -> None:
     parts = [part.float() for part in factors(4, 8, 8, 16, 16)]
     x = torch.randn(3, 50, 128)
     assert torch.equal(kron_product(x, *parts), kron_product(x, *(part.clone() for part in parts)))
-
-
-@pytest.mark.parametrize(("vectors", "factored"), [(1, True), (400, False)])
-def test_both_ways_of_applying_several_sums_are_the_sum_of_the_dense_products(vectors: int, factored: bool) -> None:
-    sums = [factors(3, 3, 4, 4, 5), factors(2, 3, 4, 4, 5)]
-    shape = KronShape(3, 4, 4, 5)
-    assert factored_is_cheaper(shape, terms=5, vectors=vectors) is factored
-    x = torch.randn(vectors, 20, dtype=torch.float64)
-    torch.testing.assert_close(kron_linear(x, *sums), x @ (plain_sum(*sums[0]) + plain_sum(*sums[1])).T, rtol=1e-12, atol=1e-12)
-
-
-def test_few_terms_on_a_large_layer_never_form_its_matrix() -> None:
-    assert factored_is_cheaper(KronShape(64, 64, 64, 64), terms=4, vectors=2048)

@@ -1,0 +1,149 @@
+"""Kronecker sums and their gradients as plain matrix products on operands laid out for them, a block of vectors at a time.
+
+Everything here takes K = sum_k L_k (x) R_k, weights multiplied into L. No autograd: `linear.py` has the functions that save
+little and call this. The readable definitions are in `product.py`.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from soka_cli.kron.shape import KronShape
+
+CACHE_BYTES = 2 << 20  # what a block of vectors may fill on a CPU: about the second-level cache of a core
+MEMORY_BYTES = 256 << 20  # on other devices, where a block only bounds the memory of intermediate values
+FEWEST_VECTORS = 32  # a shorter block costs more calls than its place in the cache saves
+BATCHED_TERMS = 12  # up to so many terms are added to a matrix row by row, without a rearranged copy
+
+
+def order_costs(shape: KronShape) -> tuple[int, int]:
+    """Multiply-adds of one term on one vector: R first, n p (q + m), and L first, m q (n + p)."""
+    return shape.n * shape.p * (shape.q + shape.m), shape.m * shape.q * (shape.n + shape.p)
+
+
+def apply_terms(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """y = sum_k (L_k (x) R_k) x for each row, in the cheaper order.
+
+    Args:
+        x: [T, n*q].
+        left: L, [r, m, n].
+        right: R, [r, p, q].
+
+    Returns:
+        [T, m*p].
+    """
+    rank, m, n = left.shape
+    _, p, q = right.shape
+    right_first, left_first = order_costs(KronShape(m, n, p, q))
+    if right_first <= left_first:
+        inner, outer = right.reshape(rank * p, q).T, left.permute(1, 2, 0).reshape(m, n * rank)  # (q, r*p), (m, n*r)
+
+        def block(rows: Tensor, y: Tensor | None) -> Tensor:
+            between = rows.reshape(len(rows) * n, q) @ inner  # (t*n, r*p)
+            return torch.matmul(outer, between.view(len(rows), n * rank, p), out=y)  # (t, m, p)
+    else:
+        inner, outer = left.permute(1, 0, 2).reshape(m * rank, n), right.permute(0, 2, 1).reshape(rank * q, p)  # (m*r, n), (r*q, p)
+
+        def block(rows: Tensor, y: Tensor | None) -> Tensor:
+            between = torch.matmul(inner, rows.reshape(len(rows), n, q))  # (t, m*r, q)
+            flat = None if y is None else y.view(len(rows) * m, p)
+            return torch.mm(between.view(len(rows) * m, rank * q), outer, out=flat)  # (t*m, p)
+
+    length = _block_length(x, 2 * (n * q + m * p) + rank * min(n * p, m * q))
+    if length >= len(x):
+        return block(x, None).reshape(len(x), m * p)
+    y = x.new_empty(len(x), m, p)
+    for part, out in zip(x.split(length), y.split(length), strict=True):
+        block(part, out)
+    return y.reshape(len(x), m * p)
+
+
+def term_gradients(x: Tensor, gradient: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of y = sum_k (L_k (x) R_k) x: dL_k = sum_t G_t R_k X_t^T and dR_k = sum_t G_t^T L_k X_t.
+
+    2 n p (q + m) multiply-adds a vector and term, or those of the other order where it is cheaper.
+
+    Args:
+        x: [T, n*q]; X_t is row t as [n, q].
+        gradient: of y, [T, m*p]; G_t is row t as [m, p].
+        left: L, [r, m, n].
+        right: R, [r, p, q].
+
+    Returns:
+        dL [r, m, n] and dR [r, p, q], summed over blocks in fp32 or better.
+    """
+    rank, m, n = left.shape
+    _, p, q = right.shape
+    right_first, left_first = order_costs(KronShape(m, n, p, q))
+    swapped = left_first < right_first  # Y = L X R^T is Y^T = R X^T L^T: the factors change places
+    inputs, outputs = x.reshape(len(x), n, q), gradient.reshape(len(x), m, p)
+    if swapped:
+        inputs, outputs, left, right = inputs.transpose(1, 2), outputs.transpose(1, 2), right, left
+        m, n, p, q = p, q, m, n
+    turned_left = left.permute(0, 2, 1).reshape(rank * n, m)
+    turned_right = right.transpose(1, 2)  # (r, q, p)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    d_left = torch.zeros(m, rank * n, dtype=exact, device=x.device)
+    d_right = torch.zeros(rank, p, q, dtype=exact, device=x.device)
+    length = _block_length(x, n * q + m * p + 2 * rank * n * p)
+    for xs, gs in zip(inputs.split(length), outputs.split(length), strict=True):
+        count = len(xs)
+        xs = xs.transpose(0, 1).reshape(1, n * count, q)  # (1, n*t, q)
+        gs = gs.transpose(0, 1).reshape(m, count * p)  # (m, t*p)
+        through_right = torch.matmul(xs, turned_right).view(rank * n, count * p)  # X_t R_k^T
+        through_left = torch.mm(turned_left, gs).view(rank, n * count, p)  # L_k^T G_t
+        d_left += gs @ through_right.T
+        d_right += torch.bmm(through_left.transpose(1, 2), xs.expand(rank, -1, -1))
+    d_left = d_left.view(m, rank, n).transpose(0, 1)
+    return (d_right, d_left) if swapped else (d_left, d_right)
+
+
+def matrix_term_gradients(gradient: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from the gradient D of the whole matrix: dL_k = sum over R_k's entries of R(D), dR_k over L_k's.
+
+    Args:
+        gradient: D = sum_t y_t x_t^T, [m*p, n*q].
+        left: L, [r, m, n].
+        right: R, [r, p, q].
+
+    Returns:
+        dL [r, m, n] and dR [r, p, q].
+    """
+    rank, m, n = left.shape
+    _, p, q = right.shape
+    rearranged = gradient.view(m, p, n, q).transpose(1, 2).reshape(m * n, p * q)
+    d_left = right.reshape(rank, p * q) @ rearranged.T
+    d_right = left.reshape(rank, m * n) @ rearranged
+    return d_left.view(rank, m, n), d_right.view(rank, p, q)
+
+
+def add_terms(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """W + sum_k L_k (x) R_k in new memory; W itself, bit for bit, where every term has a factor of zeros.
+
+    Args:
+        weight: W, [m*p, n*q].
+        left: L, [r, m, n].
+        right: R, [r, p, q].
+
+    Returns:
+        [m*p, n*q].
+    """
+    rank, m, n = left.shape
+    _, p, q = right.shape
+    if rank <= BATCHED_TERMS and min(n, q) > 1:
+        rows = left.permute(1, 2, 0)[:, None].expand(m, p, n, rank).reshape(m * p, n, rank)
+        columns = right.transpose(0, 1).expand(m, p, rank, q).reshape(m * p, rank, q)
+        return torch.baddbmm(weight.reshape(m * p, n, q), rows, columns).view(m * p, n * q)  # one n x q block an output
+    rearranged = left.reshape(rank, m * n).T @ right.reshape(rank, p * q)  # (m*n, p*q)
+    total = weight.reshape(m, p, n, q) + rearranged.view(m, n, p, q).transpose(1, 2)
+    return total.reshape(m * p, n * q)
+
+
+def _block_length(x: Tensor, values: int) -> int:
+    """Rows of a block that holds `values` values a row; a traced graph gets one block, which its compiler cuts as it likes."""
+    if torch.compiler.is_compiling():
+        return max(1, len(x))
+    room = CACHE_BYTES if x.device.type == "cpu" else MEMORY_BYTES
+    length: int = max(FEWEST_VECTORS, room // (values * x.element_size()))
+    return max(1, min(len(x), 1 << (length.bit_length() - 1)))
