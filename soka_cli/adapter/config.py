@@ -122,7 +122,9 @@ class SokaConfig(PeftConfig):
     )
     product: str = field(
         default="auto",
-        metadata={"help": "How the update is computed: auto (the cheapest for each layer and batch), factored, merged or dense; docs/speed.md."},
+        metadata={
+            "help": "How the update is computed: auto (the cheapest for each layer and batch), factored, merged or dense; docs/speed.md."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the decomposition; each module derives its own from this and its name."})
 

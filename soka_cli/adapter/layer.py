@@ -23,6 +23,7 @@ from soka_cli.kron import (
     KronFactors,
     KronShape,
     KronSum,
+    LaidOut,
     Plan,
     Work,
     balanced,
@@ -31,6 +32,7 @@ from soka_cli.kron import (
     factored_update,
     kron_dense,
     kron_difference,
+    laid_out_update,
     matrix_update,
     merged_linear,
 )
@@ -69,9 +71,11 @@ class SokaLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
         self._pristine: Tensor | None = None  # the base weight as it was, while adapters are merged
-        self._product: dict[str, str] = {}  # the plan that an adapter's config asks for, or auto
+        self._product: dict[str, Any] = {}  # the plan that an adapter's config asks for, or auto
         self.plans_used: Counter[str] = Counter()  # passes in training by plan
-        self.kept: Kept | None = None  # set by `keep_matrices`
+        self.kept: Kept[Tensor] | None = None  # set by `keep_matrices`
+        self._plans: dict[tuple[Any, ...], Plan] = {}  # those chosen, by what they were chosen for
+        self._laid_out_updates: dict[tuple[str, torch.dtype], Kept[LaidOut]] = {}
         base = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(base, **quantization)
         self.fan_in_fan_out = isinstance(base, Conv1D)
@@ -89,6 +93,7 @@ class SokaLayer(BaseTunerLayer):
             ValueError: sizes that do not divide, a weight that is not finite, an init that needs data; names the module.
         """
         self._product[adapter_name] = config.product
+        self._plans.clear()
         # PEFT makes a loaded config trainable again before the adapter's values are there
         values_follow = values_follow or config.inference_mode or (config.saved and config.init in DATA_INITS)
         with torch.no_grad(), align_module_device(self.get_base_layer()):
@@ -235,19 +240,11 @@ class Linear(nn.Module, SokaLayer):
             result = result + self._update(inputs, name).to(result.dtype)
         return result
 
-    def _update(self, x: Tensor, name: str) -> Tensor:
-        """What one adapter adds to the base layer's result."""
-        now, start = self.factors(name), self.start_factors(name)
-        plan = self._plan(x, name, inside=False)
-        self._count(plan, name)
-        if plan == "factored":
-            return factored_update(x, now, start)
-        return matrix_update(x, now, start, dense_gradients=plan == "dense", kept=self.kept)
-
     def _merged_result(self, x: Tensor, name: str) -> Tensor | None:
         """The whole layer through one matrix; None where the plan is another, or the base weight cannot take the update in."""
-        base = self.base_layer
-        if not self._takes_update(base, x, self.soka_U[name]) or (plan := self._plan(x, name, inside=True)) == "factored":
+        base: Any = self.base_layer
+        plan = self._plan(x, name, inside=True)
+        if plan == "factored" or not self._takes_update(base, x, self.soka_U[name]):
             return None
         self._count(plan, name)
         return merged_linear(
@@ -261,6 +258,29 @@ class Linear(nn.Module, SokaLayer):
             kept=self.kept,
         )
 
+    def _update(self, x: Tensor, name: str) -> Tensor:
+        """What one adapter adds to the base layer's result."""
+        plan = self._plan(x, name, inside=False)
+        if plan == "factored" and not torch.is_grad_enabled():
+            dtype = computed_in(x)
+            y = self._laid_out(name, dtype)(x.to(dtype).reshape(-1, self.in_features))
+            return y.view(*x.shape[:-1], self.out_features)
+        self._count(plan, name)
+        now, start = self.factors(name), self.start_factors(name)
+        if plan == "factored":
+            return factored_update(x, now, start)
+        return matrix_update(x, now, start, dense_gradients=plan == "dense", kept=self.kept)
+
+    def _laid_out(self, name: str, dtype: torch.dtype) -> LaidOut:
+        """The update ready to be applied, as the tokens of an answer come one by one."""
+        parts = [getattr(self, part)[name] for part in (*TRAINED, *START)]
+        kept = self._laid_out_updates.setdefault((name, dtype), Kept())
+        return kept.get(parts, None, lambda: laid_out_update(KronFactors(*parts[:3]), KronFactors(*parts[3:]), dtype))
+
+    def train(self, mode: bool = True) -> Any:
+        self._laid_out_updates.clear()
+        return super().train(mode)
+
     @staticmethod
     def _takes_update(base: nn.Module, x: Tensor, factor: Tensor) -> bool:
         """Whether W + K(theta) - K(theta0) says what the two apart do: a plain frozen layer, all of it computed in fp32 or fp64."""
@@ -270,27 +290,31 @@ class Linear(nn.Module, SokaLayer):
         if type(weight) is not nn.Parameter or weight.requires_grad or hasattr(base, "_hf_hook"):
             return False
         alike = x.dtype == weight.dtype == factor.dtype == computed_in(x) and x.device == weight.device == factor.device
-        exact = x.dtype == torch.float64 or (x.dtype == torch.float32 and products_keep_fp32())
-        return alike and exact
+        return alike and (x.dtype == torch.float64 or (x.dtype == torch.float32 and products_keep_fp32()))
 
     def _plan(self, x: Tensor, name: str, *, inside: bool) -> Plan:
-        left, right = self.soka_U[name], self.soka_V[name]
-        trained = torch.is_grad_enabled() and left.requires_grad
-        plan = self._product[name]
-        if plan == "auto":
-            plan = choose_plan(
-                Work(
-                    KronShape(*left.shape[1:], *right.shape[1:]),
-                    rank=len(left),
-                    vectors=prod(x.shape[:-1]),
-                    inside=inside,
-                    kept=self.kept is not None,
-                    trained=trained,
-                    dtype=computed_in(x),
-                    device=x.device.type,
-                )
-            )
+        """How one adapter's product is computed for this input, as asked for or as it costs the least."""
+        if (asked := self._product[name]) != "auto":
+            return asked
+        left, dtype = self.soka_U[name], computed_in(x)
+        key = (
+            name,
+            prod(x.shape[:-1]),
+            inside,
+            self.kept is not None,
+            torch.is_grad_enabled() and left.requires_grad,
+            dtype,
+            x.device.type,
+        )
+        if torch.compiler.is_compiling():
+            return self._cheapest(*key)
+        if (plan := self._plans.get(key)) is None:
+            plan = self._plans[key] = self._cheapest(*key)
         return plan
+
+    def _cheapest(self, name: str, vectors: int, inside: bool, kept: bool, trained: bool, dtype: torch.dtype, device: str) -> Plan:
+        sizes = (*self.soka_U[name].shape, *self.soka_V[name].shape[1:])
+        return choose_plan(Work(sizes, vectors=vectors, inside=inside, kept=kept, trained=trained, dtype=dtype, device=device))
 
     def _count(self, plan: Plan, name: str) -> None:
         if torch.is_grad_enabled() and self.soka_U[name].requires_grad and not torch.compiler.is_compiling():

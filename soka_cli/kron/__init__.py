@@ -2,10 +2,11 @@
 
 from soka_cli.kron.allocate import Allotment, Bid, allocate, allocate_evenly, refuse_too_little
 from soka_cli.kron.angles import principal_angles
+from soka_cli.kron.contraction import LaidOut
 from soka_cli.kron.elbow import clear_elbow
 from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, first_non_finite, module_seed
 from soka_cli.kron.kept import Kept
-from soka_cli.kron.linear import computed_in, factored_update, matrix_update, merged_linear
+from soka_cli.kron.linear import computed_in, factored_update, laid_out_update, matrix_update, merged_linear
 from soka_cli.kron.plan import PLANS, Plan, Work, choose_plan
 from soka_cli.kron.product import KronSum, kron_dense, kron_difference, kron_product
 from soka_cli.kron.rank import RankChoice, RankRule, choose_rank
@@ -17,17 +18,18 @@ from soka_cli.kron.spectrum import term_spectrum, update_terms
 from soka_cli.kron.start import random_factors, scaled_to
 
 __all__ = [
+    "PLANS",
     "Allotment",
     "Bid",
-    "PLANS",
     "Decomposition",
     "Kept",
     "KronFactors",
     "KronShape",
     "KronSum",
+    "LaidOut",
+    "Plan",
     "RankChoice",
     "RankRule",
-    "Plan",
     "ShapeCandidate",
     "ShapeSearch",
     "Triplets",
@@ -50,6 +52,7 @@ __all__ = [
     "kron_dense",
     "kron_difference",
     "kron_product",
+    "laid_out_update",
     "leading_triplets",
     "matrix_update",
     "merged_linear",

@@ -4,7 +4,7 @@ Everything here takes K = sum_k L_k (x) R_k, weights multiplied into L. No autog
 little and call this. The readable definitions are in `product.py`.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +22,58 @@ def order_costs(shape: KronShape) -> tuple[int, int]:
     return shape.n * shape.p * (shape.q + shape.m), shape.m * shape.q * (shape.n + shape.p)
 
 
+@dataclass(frozen=True)
+class LaidOut:
+    """sum_k L_k (x) R_k as the two operands of its products, in the cheaper order; applied to [T, n*q] it gives [T, m*p].
+
+    Args:
+        inner: R first [q, r*p], else L first [m*r, n].
+        outer: R first [m, n*r], else L first [r*q, p].
+        rank, m, n, p, q: sizes of L [r, m, n] and R [r, p, q].
+        right_first: the order.
+    """
+
+    inner: Tensor
+    outer: Tensor
+    rank: int
+    m: int
+    n: int
+    p: int
+    q: int
+    right_first: bool
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> "LaidOut":
+        rank, m, n = left.shape
+        _, p, q = right.shape
+        right_first, left_first = order_costs(KronShape(m, n, p, q))
+        if right_first <= left_first:
+            inner, outer = right.reshape(rank * p, q).T, left.permute(1, 2, 0).reshape(m, n * rank)
+        else:
+            inner, outer = left.permute(1, 0, 2).reshape(m * rank, n), right.permute(0, 2, 1).reshape(rank * q, p)
+        return cls(inner, outer, rank, m, n, p, q, right_first <= left_first)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        between = self.rank * (self.n * self.p if self.right_first else self.m * self.q)
+        length = _block_length(x, 2 * (self.n * self.q + self.m * self.p) + between)
+        if length >= len(x):
+            return self._block(x)
+        y = x.new_empty(len(x), self.m * self.p)
+        for rows, out in zip(x.split(length), y.split(length), strict=True):
+            self._block(rows, out)
+        return y
+
+    def _block(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        count, rank, m, n, p, q = len(x), self.rank, self.m, self.n, self.p, self.q
+        if self.right_first:
+            between = (x.reshape(count * n, q) @ self.inner).view(count, n * rank, p)
+            y = torch.matmul(self.outer, between, out=None if out is None else out.view(count, m, p))  # (t, m, p)
+        else:
+            between = torch.matmul(self.inner, x.reshape(count, n, q)).view(count * m, rank * q)
+            y = torch.mm(between, self.outer, out=None if out is None else out.view(count * m, p))  # (t*m, p)
+        return y.view(count, m * p)
+
+
 def apply_terms(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """y = sum_k (L_k (x) R_k) x for each row, in the cheaper order.
 
@@ -33,30 +85,7 @@ def apply_terms(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     Returns:
         [T, m*p].
     """
-    rank, m, n = left.shape
-    _, p, q = right.shape
-    right_first, left_first = order_costs(KronShape(m, n, p, q))
-    if right_first <= left_first:
-        inner, outer = right.reshape(rank * p, q).T, left.permute(1, 2, 0).reshape(m, n * rank)  # (q, r*p), (m, n*r)
-
-        def block(rows: Tensor, y: Tensor | None) -> Tensor:
-            between = rows.reshape(len(rows) * n, q) @ inner  # (t*n, r*p)
-            return torch.matmul(outer, between.view(len(rows), n * rank, p), out=y)  # (t, m, p)
-    else:
-        inner, outer = left.permute(1, 0, 2).reshape(m * rank, n), right.permute(0, 2, 1).reshape(rank * q, p)  # (m*r, n), (r*q, p)
-
-        def block(rows: Tensor, y: Tensor | None) -> Tensor:
-            between = torch.matmul(inner, rows.reshape(len(rows), n, q))  # (t, m*r, q)
-            flat = None if y is None else y.view(len(rows) * m, p)
-            return torch.mm(between.view(len(rows) * m, rank * q), outer, out=flat)  # (t*m, p)
-
-    length = _block_length(x, 2 * (n * q + m * p) + rank * min(n * p, m * q))
-    if length >= len(x):
-        return block(x, None).reshape(len(x), m * p)
-    y = x.new_empty(len(x), m, p)
-    for part, out in zip(x.split(length), y.split(length), strict=True):
-        block(part, out)
-    return y.reshape(len(x), m * p)
+    return LaidOut.of(left, right)(x)
 
 
 def term_gradients(x: Tensor, gradient: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,41 +1,47 @@
-"""A tensor that is costly to make, kept for as long as what it was made of stays the same."""
+"""What is costly to make, kept for as long as what it was made of stays the same."""
 
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+Made = TypeVar("Made")
 
-class Kept:
-    """Holds one tensor, and what it was made of.
 
-    Small tensors are compared by value, which neither a write past autograd's version counter (`parameter.data`) nor a counter
-    that is put back (FSDP) can deceive. A large one is compared by its address and version. On a device whose queue a comparison would
-    wait for, nothing is kept.
+class Kept(Generic[Made]):
+    """Holds one thing made of tensors, and what those tensors were.
+
+    On a CPU small tensors are compared by value, which neither a write past autograd's version counter (`parameter.data`) nor a counter
+    that is put back (FSDP) can deceive. A large one, and all on a device whose queue a comparison would wait for, are compared by address
+    and version.
     """
 
     def __init__(self) -> None:
         self._values: list[Tensor] = []
-        self._place: tuple[int, int] | None = None
-        self._made: Tensor | None = None
+        self._places: list[tuple[int, int]] = []
+        self._made: Made | None = None
 
-    def get(self, values: Sequence[Tensor], large: Tensor | None, make: Callable[[], Tensor]) -> Tensor:
+    def get(self, values: Sequence[Tensor], large: Tensor | None, make: Callable[[], Made]) -> Made:
         """What `make` makes of `values` and `large`: the one at hand if they are what they were, else a new one.
 
-        The caller must not write to it.
+        The caller must not write to it. A traced graph makes its own.
         """
-        if torch.compiler.is_compiling() or any(value.device.type != "cpu" for value in values):
+        if torch.compiler.is_compiling():
             return make()
-        place = None if large is None else (large.data_ptr(), large._version)
-        if self._made is None or place != self._place or not self._are(values):
+        by_value = values[0].device.type == "cpu"
+        placed = [*(() if by_value else values), *(() if large is None else (large,))]
+        places = [(one.data_ptr(), one._version) for one in placed]
+        made = self._made
+        if made is None or places != self._places or (by_value and not self._are(values)):
             self._made = None  # its memory serves for the next
-            self._made = make()
-            self._values, self._place = [value.detach().clone() for value in values], place
-        return self._made
+            self._made = made = make()
+            self._values, self._places = [one.detach().clone() for one in values] if by_value else [], places
+        return made
 
     def _are(self, values: Sequence[Tensor]) -> bool:
         return len(values) == len(self._values) and all(map(torch.equal, values, self._values))
 
     def drop(self) -> None:
         """Give the memory back."""
-        self._values, self._place, self._made = [], None, None
+        self._values, self._places, self._made = [], [], None

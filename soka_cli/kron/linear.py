@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from soka_cli.kron.contraction import add_terms, apply_terms, matrix_term_gradients, term_gradients
+from soka_cli.kron.contraction import LaidOut, add_terms, apply_terms, matrix_term_gradients, term_gradients
 from soka_cli.kron.factors import KronFactors
 from soka_cli.kron.kept import Kept
 from soka_cli.kron.product import kron_dense, kron_difference
@@ -31,7 +31,13 @@ def factored_update(x: Tensor, now: KronFactors, start: KronFactors) -> Tensor:
     return _FactoredUpdate.apply(x, *_parts(now), *_parts(start))
 
 
-def matrix_update(x: Tensor, now: KronFactors, start: KronFactors, *, dense_gradients: bool, kept: Kept | None = None) -> Tensor:
+def laid_out_update(now: KronFactors, start: KronFactors, dtype: torch.dtype) -> LaidOut:
+    """K(theta) - K(theta0) ready to be applied to many inputs of a type, one after the other; without gradients."""
+    with torch.no_grad():
+        return LaidOut.of(*_difference((*_parts(now), *_parts(start)), dtype))
+
+
+def matrix_update(x: Tensor, now: KronFactors, start: KronFactors, *, dense_gradients: bool, kept: Kept[Tensor] | None = None) -> Tensor:
     """The same through the matrix K(theta) - K(theta0), made again for backward; gradients as in `merged_linear`."""
     x = x.to(computed_in(x))
     return _MatrixProduct.apply(x, *_parts(now), *_parts(start), None, None, False, dense_gradients, kept)
@@ -46,7 +52,7 @@ def merged_linear(
     *,
     fan_in_fan_out: bool = False,
     dense_gradients: bool = False,
-    kept: Kept | None = None,
+    kept: Kept[Tensor] | None = None,
 ) -> Tensor:
     """y = (W + K(theta) - K(theta0)) x + b through one matrix, which is W bit for bit where theta is theta0.
 
@@ -158,7 +164,7 @@ class _MatrixProduct(torch.autograd.Function):
         return d_x, *d_parts, None, None, None, None, d_bias, None, None, None
 
 
-def _matrix(parts: tuple[Tensor, ...], weight: Tensor | None, dtype: torch.dtype, turned: bool, kept: Kept | None) -> Tensor:
+def _matrix(parts: tuple[Tensor, ...], weight: Tensor | None, dtype: torch.dtype, turned: bool, kept: Kept[Tensor] | None) -> Tensor:
     """W + K(theta) - K(theta0), or without a W the difference alone, in `dtype`."""
 
     def make() -> Tensor:

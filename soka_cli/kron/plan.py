@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import torch
 
-from soka_cli.kron.contraction import order_costs
+from soka_cli.kron.contraction import BATCHED_TERMS, order_costs
 from soka_cli.kron.shape import KronShape
 
 Plan = Literal["factored", "merged", "dense"]
@@ -37,7 +37,7 @@ class Speed:
     call: float
 
 
-CPU = Speed(dense=4.2e10, thin=3.4e10, bytes=7e9, call=6e-6)
+CPU = Speed(dense=4.5e10, thin=3.0e10, bytes=8e9, call=2e-5)
 GPU = Speed(dense=2.5e14, thin=6e13, bytes=2.5e12, call=6e-6)
 
 
@@ -46,8 +46,7 @@ class Work:
     """One pass through one layer.
 
     Args:
-        shape: sizes of the factors.
-        rank: terms of theta; theta0 has as many.
+        sizes: r, m, n, p, q; theta has r terms, and theta0 as many.
         vectors: T, over all dimensions of the batch.
         inside: whether the update may be added to the base weight.
         kept: whether the matrix is at hand from pass to pass, while theta stays.
@@ -56,8 +55,7 @@ class Work:
         device: its type.
     """
 
-    shape: KronShape
-    rank: int
+    sizes: tuple[int, int, int, int, int]
     vectors: int
     inside: bool
     kept: bool = False
@@ -75,19 +73,37 @@ def choose_plan(work: Work) -> Plan:
 def seconds(plan: Plan, work: Work) -> float:
     """What the adapter adds to the base layer's time, forward and (if trained) backward."""
     speed = CPU if work.device == "cpu" else GPU
-    shape, size = work.shape, work.dtype.itemsize
+    rank, *sides = work.sizes
+    shape, size = KronShape(*sides), work.dtype.itemsize
     matrix = shape.out_features * shape.in_features
     unit = work.vectors * min(order_costs(shape))  # one term on every vector
     passes = 2 if work.trained else 1
-    factored_gradients = 2 * work.rank * unit / speed.thin + 2 * work.vectors * (shape.out_features + shape.in_features) * size / speed.bytes
-    dense_gradients = work.vectors * matrix / speed.dense + (2 * matrix * size) / speed.bytes + 2 * work.rank * matrix / speed.thin
+    factored_gradients = 2 * rank * unit / speed.thin + 2 * work.vectors * (shape.out_features + shape.in_features) * size / speed.bytes
+    dense_gradients = work.vectors * matrix / speed.dense + 5 * matrix * size / speed.bytes + 2 * rank * matrix / speed.thin
     if plan == "factored":
-        beside = passes * (2 * work.rank * unit / speed.thin + 3 * work.vectors * shape.out_features * size / speed.bytes + 12 * speed.call)
+        beside = passes * (2 * rank * unit / speed.thin + 3 * work.vectors * shape.out_features * size / speed.bytes + 12 * speed.call)
         return beside + (factored_gradients if work.trained else 0.0)
-    forming = (2 * matrix * size) / speed.bytes + 2 * work.rank * matrix / speed.thin + 12 * speed.call
+    touched = 2 if 2 * rank <= BATCHED_TERMS else 4  # W is read and W' written, and beyond that a rearranged sum in between
+    forming = touched * matrix * size / speed.bytes + 2 * rank * matrix / speed.thin + 12 * speed.call
     forward = (0 if work.kept else passes) * forming
     if not work.inside:
         forward += passes * (work.vectors * matrix / speed.dense + 3 * work.vectors * shape.out_features * size / speed.bytes)
     if not work.trained:
         return forward
     return forward + (factored_gradients if plan == "merged" else dense_gradients)
+
+
+def multiply_adds(plan: Plan, work: Work) -> int:
+    """What the adapter adds to the base layer's multiply-adds, forward and (if trained) backward."""
+    rank, *sides = work.sizes
+    shape = KronShape(*sides)
+    matrix = shape.out_features * shape.in_features
+    unit = work.vectors * min(order_costs(shape))
+    passes = 2 if work.trained else 1
+    if plan == "factored":
+        through = passes * 2 * rank * unit
+    else:
+        through = (0 if work.kept else passes) * 2 * rank * matrix + (0 if work.inside else passes * work.vectors * matrix)
+    if not work.trained:
+        return through
+    return through + (work.vectors * matrix + 2 * rank * matrix if plan == "dense" else 2 * rank * unit)

@@ -112,7 +112,9 @@ def decompose_inputs(context: StageContext, base: str) -> dict[str, Any]:
     directory can be moved to a machine that keeps the model elsewhere. The data counts where the start is taken from it."""
     recipe = to_mapping(context.recipe)
     model = {name: value for name, value in recipe["model"].items() if name not in ("name", "revision", "trust_remote_code")}
-    adapter = {name: value for name, value in recipe["adapter"].items() if name not in ("sigma", "product")}  # how training holds and computes it
+    adapter = {
+        name: value for name, value in recipe["adapter"].items() if name not in ("sigma", "product")
+    }  # how training holds and computes it
     inputs = {"model": model, "base": base, "adapter": adapter, "seed": recipe["seed"]}
     if context.recipe.adapter.init in DATA_INITS:
         inputs["data"] = data_inputs(context.recipe)

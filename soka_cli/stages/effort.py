@@ -6,14 +6,17 @@ out unless it is the output layer as well), L the blocks, d the width of all que
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from soka_cli.kron.plan import Work, choose_plan, multiply_adds
 from soka_cli.recipe.places import locate
 from soka_cli.recipe.schema import EvalSection, Recipe
 from soka_cli.stages.dimensions import Dimensions
-from soka_cli.stages.memory import BYTES, FP32, is_factored
+from soka_cli.stages.memory import BYTES, FP32
 from soka_cli.stages.sizes import AdapterSizes, Terms
 
 JUDGED = 3  # base, adapter, merged
@@ -29,25 +32,27 @@ SIZES = {
 
 def operations_a_token(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> int:
     """Forward 2 P + 2 L d S (attention sees half of S x S); backward as much again for the inputs, attention twice; 2 P more where every
-    weight learns; and three times the adapter's products. With activation checkpointing every block goes forward once more."""
+    weight learns; and the adapter's products. With activation checkpointing every block goes forward once more."""
     attention = 2 * base.layers * base.attention * recipe.data.max_length
     passes = 6 if recipe.adapter.method == "full" else 4
-    tokens = recipe.train.micro_batch_size * recipe.data.max_length
-    adapted = sum(adapter_operations(terms, tokens) for terms in sizes.terms)
-    again = 2 * base.linear + attention + adapted if recipe.train.activation_checkpointing else 0
-    return passes * base.multiplied + 3 * attention + 3 * adapted + again
+    adapted, forward = (sum(adapter_operations(terms, recipe, trained=trained) for terms in sizes.terms) for trained in (True, False))
+    again = 2 * base.linear + attention + forward if recipe.train.activation_checkpointing else 0
+    return passes * base.multiplied + 3 * attention + adapted + again
 
 
-def adapter_operations(terms: Terms, tokens: int) -> int:
-    """A token's operations in one adapted module, forward: LoRA 2 r (in + out); SoKA, of two Kronecker sums, 4 r n p (q + m), or through
-    the dense matrix 2 out in and its share of building it."""
+def adapter_operations(terms: Terms, recipe: Recipe, *, trained: bool) -> int:
+    """A token's operations in one adapted module, forward and (if trained) backward: LoRA 2 r (in + out) and twice that; SoKA by the plan
+    that is chosen on a CPU, see docs/speed.md."""
     module, shape, rank = terms.module, terms.shape, terms.rank
     if shape is None:
-        return 2 * rank * (module.in_features + module.out_features)
-    if is_factored(terms, tokens):
-        return 4 * rank * shape.n * shape.p * (shape.q + shape.m)
-    size = module.out_features * module.in_features
-    return 2 * size + 4 * rank * size // tokens
+        return (3 if trained else 1) * 2 * rank * (module.in_features + module.out_features)
+    tokens = recipe.train.micro_batch_size * recipe.data.max_length
+    inside = recipe.train.precision == "fp32" and recipe.model.quantization == "none"
+    dtype = torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16
+    work = Work((rank, shape.m, shape.n, shape.p, shape.q), vectors=tokens, inside=inside, dtype=dtype)
+    asked = recipe.adapter.product
+    plan = choose_plan(work) if asked == "auto" else asked
+    return 2 * multiply_adds(plan, replace(work, trained=trained)) // tokens
 
 
 def measured_speed(metrics: Path) -> float | None:

@@ -20,8 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from soka_cli.adapter import attach_factors
 from soka_cli.adapter.methods import LORA_B, SIGMA, attach, peft_config
-from soka_cli.adapter.products import keep_matrices, plans_used
 from soka_cli.adapter.pissa import adapter_factors, attach_initial, save_converted
+from soka_cli.adapter.products import keep_matrices, plans_used
 from soka_cli.data.batch import Collator, PackCollator
 from soka_cli.data.curriculum import Curriculum
 from soka_cli.data.encode import EncodedRow
@@ -267,7 +267,8 @@ class _Training:
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if self.team.leads:
             self._require_space(trainable)
-        matrices_kept = keep_matrices(model, (available_memory() or 0) // (SHARE_FOR_MATRICES * self.team.count))
+        whole = self.recipe.train.strategy != "fsdp2"  # else the weights are shared out, to have no copy of any
+        matrices_kept = keep_matrices(model, (available_memory() or 0) // (SHARE_FOR_MATRICES * self.team.count)) if whole else 0
         try:
             metrics = self._train(model, rows, steps, found)
         except Exception as error:

@@ -78,16 +78,22 @@ def test_gradients_agree_with_finite_differences(product: str) -> None:
     assert torch.autograd.gradcheck(function, (inputs(size, 4).requires_grad_(), now.left, now.right, now.sigma))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("product", PRODUCTS)
+# A layer merges where everything is fp32 only: a narrower type rounds the update away.
+STARTS = [
+    (product, autocast, dtype)
+    for product in PRODUCTS
+    for autocast in (False, True)
+    for dtype in (torch.float32, torch.bfloat16)
+    if not product.startswith("merged") or (not autocast and dtype == torch.float32)
+]
+
+
+@pytest.mark.parametrize(("product", "autocast", "dtype"), STARTS, ids=str)
 def test_the_start_is_the_base_bit_for_bit(product: str, autocast: bool, dtype: torch.dtype) -> None:
     size = (3, 8, 4, 4, 16)
     now, start = factors(size, 0, dtype=torch.float32), factors(size, 0, dtype=torch.float32)
     weight, bias = layer(size, dtype)
     x = inputs(size, 2, 40, dtype=dtype)
-    if product.startswith("merged") and (autocast or dtype != torch.float32):
-        pytest.skip("the layer merges where everything is fp32 only: a narrower type rounds the update away")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(PRODUCTS[product](x, weight, bias, now, start), F.linear(x, weight, bias))
 
