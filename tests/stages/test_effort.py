@@ -40,7 +40,11 @@ def test_operations_are_those_that_torch_counts(adapter: str, again: bool) -> No
     from soka_cli.adapter.methods import peft_config
 
     recipe, base, sizes = sized(
-        f"adapter={adapter}", "data.max_length=128", "train.micro_batch_size=2", f"train.activation_checkpointing={again}".lower()
+        f"adapter={adapter}",
+        "data.max_length=128",
+        "train.micro_batch_size=2",
+        "train.precision=fp32",
+        f"train.activation_checkpointing={again}".lower(),
     )
     model: Any = LlamaForCausalLM(LlamaConfig(**FACTS))
     if recipe.adapter.method != "full":
