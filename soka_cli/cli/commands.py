@@ -303,6 +303,39 @@ def compare(
     return stage(runs, out=out, unfair=unfair, reporter=reporter, command=request.command)
 
 
+@verb(
+    app,
+    "sweep",
+    examples=(
+        "soka sweep -r ablations/demo-methods.yaml --dry-run",
+        "soka sweep -r ablations/demo-methods.yaml --jobs 2",
+        "soka sweep -r ablations/tau.yaml --print-commands > commands.txt",
+    ),
+)
+def sweep(
+    request: Request,
+    reporter: "Reporter",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at a time; several GPUs are taken in turn.")] = 1,
+    num_processes: Annotated[
+        int, typer.Option("--num-processes", metavar="N", min=1, help="Processes of each run that share its decomposition.")
+    ] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run and what it costs.")] = False,
+    print_commands: Annotated[bool, typer.Option("--print-commands", help="Only print one line of shell a run, for a scheduler.")] = False,
+) -> "Outcome":
+    """Run a recipe's sweep section: methods, grids and seeds, each run a directory of its own; goes on where it stopped."""
+    context = request.context(reporter)
+    from soka_cli.stages.sweep import sweep as stage
+
+    return stage(
+        context,
+        overrides=request.overrides,
+        jobs=jobs,
+        num_processes=num_processes,
+        dry_run=dry_run,
+        print_commands=print_commands,
+    )
+
+
 @verb(app, "run", examples=("soka run --recipe demo.yaml", "soka run -r gsm8k.yaml -d runs/gsm8k-seed1 seed=1"))
 def run(request: Request, reporter: "Reporter", unsafe_execution: UnsafeExecution = False) -> "Outcome":
     """Do it all: decompose, train, eval, merge, eval of the merged model, report."""

@@ -39,7 +39,7 @@ def answer(request: Request, body: Callable[["Reporter"], "Outcome | None"]) -> 
             outcome = body(renderer.reporter)
             if outcome is not None and worker.rank == 0:
                 renderer.outcome(outcome)
-            return ExitCode.DONE
+            return ExitCode.DONE if outcome is None else outcome.exit_code
     except SokaError as error:
         shown = error
     except WorkersFailed as failure:

@@ -610,6 +610,75 @@ class EvalSection(Section):
         return self.name or f"{self.task}-{self.protocol}"
 
 
+def by_option(value: Any) -> Any:
+    """Keys that are dotted paths into the recipe, the sweep's own section apart."""
+    if isinstance(value, dict):
+        for key in value:
+            if not re.fullmatch(r"[A-Za-z_][\w]*(\.[^.\s=]+)*", str(key)) or str(key).split(".")[0] in ("sweep", "extends", "seed"):
+                raise ValueError(f"has the key {key}; write an option's dotted path, such as train.lr (seeds have a list of their own)")
+    return value
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(by_option)]
+Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(by_option)]
+Seed = Annotated[int, BeforeValidator(no_boolean), Field(ge=0, lt=2**32)]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class SweepMethodSection(Section):
+    """One of the methods of a sweep: what it changes in the recipe, and what is tried of it alone."""
+
+    set: Settings = Field(default={}, description="Options that differ from the recipe's, by dotted path: {adapter.method: lora}.")
+    grid: Grid = Field(default={}, description="Values to try of this method alone; an option that sweep.grid names is tried as here.")
+
+
+class HalvingSection(Section):
+    """Successive halving: all runs are begun, and the better ones go on."""
+
+    steps: Annotated[list[PositiveCount], Field(min_length=2)] = Field(
+        description="Optimizer steps after which the worse runs stop, rising; the last is the full length."
+    )
+    keep: Annotated[Number, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.5, description="Share of each method's settings that goes on from one length to the next, at least one."
+    )
+
+    @model_validator(mode="after")
+    def lengths_rise(self) -> "HalvingSection":
+        if any(later <= earlier for earlier, later in zip(self.steps, self.steps[1:], strict=False)):
+            raise misfit("steps must rise, e.g. [50, 100, 200]", "steps")
+        return self
+
+
+class SweepSection(Section):
+    """Many runs of one recipe, for soka sweep; the other verbs leave it alone."""
+
+    grid: Grid = Field(default={}, description="Options and the values to try of each, by dotted path: {train.lr: [1e-3, 2e-3]}.")
+    methods: dict[FolderName, SweepMethodSection] = Field(
+        default={}, description="Methods by the names that the runs get, each tried over the same grid; none takes the recipe's own."
+    )
+    seeds: list[Seed] = Field(default=[], description="Seeds of every run; empty takes the recipe's.")
+    best_seeds: list[Seed] = Field(default=[], description="Further seeds of each method's best setting, run after the grid.")
+    stages: Literal["train", "eval", "run"] = Field(
+        default="train", description="What is done of each run: train, also eval of the adapter, or all stages."
+    )
+    metric: Name | None = Field(
+        default=None,
+        description="What runs are judged by: eval_loss, loss, or a score such as gsm8k-plain/strict; null takes eval_loss, else loss.",
+    )
+    halving: HalvingSection | None = Field(default=None, description="Stops the worse runs of each method early.")
+
+    @model_validator(mode="after")
+    def judged_by_what_is_there(self) -> "SweepSection":
+        score = self.metric is not None and self.metric not in ("eval_loss", "loss")
+        if score and "/" not in str(self.metric):
+            raise misfit(f"metric {self.metric} is none; write eval_loss, loss, or ENTRY/METRIC such as gsm8k-plain/strict", "metric")
+        if score and self.stages == "train":
+            raise misfit(f"metric {self.metric} needs stages: eval, or run", "stages", "metric")
+        if score and self.halving is not None:
+            raise misfit("halving goes by eval_loss or loss, which training itself gives", "metric", "halving")
+        return self
+
+
 class Recipe(Section):
     """One run, whole."""
 
@@ -621,6 +690,7 @@ class Recipe(Section):
     seed: Annotated[int, BeforeValidator(no_boolean), Field(ge=0, lt=2**32)] = Field(
         default=0, description="Seed of decomposition, data order and dropout."
     )
+    sweep: SweepSection | None = Field(default=None, description="Many runs of this recipe, for soka sweep.")
 
     @model_validator(mode="after")
     def entries_have_their_own_names(self) -> "Recipe":

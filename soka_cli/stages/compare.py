@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from soka_cli.errors import ExitCode, SokaError
@@ -13,6 +14,7 @@ from soka_cli.stages.contestant import contestants
 from soka_cli.stages.fairness import marks, obstacles, refuse_unfair
 from soka_cli.stages.outcome import Outcome
 from soka_cli.stages.page import Page, write_page
+from soka_cli.stages.sweep_record import best_runs, rates_tried
 
 STAGE = "compare"
 SCHEMA_VERSION = 1
@@ -30,21 +32,21 @@ def compare(
     """Put runs side by side, and write the page: compare.html, compare.md, compare.json and plots/*.svg.
 
     Args:
-        roots: run directories.
+        roots: run directories; a sweep's stands for the best run of each of its methods.
         out: the page's folder, runs/comparison if None; replaced as a whole.
         unfair: show runs of other data or another base all the same.
 
     Raises:
         SokaError: exit 2, fewer than two runs, or runs that cannot be compared; exit 5, one of them is no trained run, or is damaged.
     """
-    roots = list(dict.fromkeys(Path(os.path.normpath(root)) for root in roots))
+    roots = list(dict.fromkeys(Path(os.path.normpath(run)) for root in roots for run in best_runs(root) or [root]))
     if len(roots) < 2:
         raise SokaError(
             "soka compare needs two runs at least",
             hint="soka compare runs/demo runs/demo-lora",
             exit_code=ExitCode.USAGE,
         )
-    runs = contestants(roots)
+    runs = [replace(run, trials=rates_tried(run.root)) for run in contestants(roots)]
     if not unfair:
         refuse_unfair(runs)
     comparison = Comparison.of(runs)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from soka_cli.errors import ExitCode
+
 Cell = str | int | float | None
 
 
@@ -37,7 +39,7 @@ class Outcome:
     """The end of one stage.
 
     `figures` is what `--json` prints: plain JSON values, no NaN. `text` is meant for a file or a pipe and printed as it is, `notes` are
-    sentences, `next_commands` what to type next.
+    sentences, `next_commands` what to type next. `exit_code` is the process's, 0 unless the stage's own results call for another.
     """
 
     stage: str
@@ -48,4 +50,5 @@ class Outcome:
     notes: tuple[str, ...] = ()
     next_commands: tuple[str, ...] = ()
     text: str = ""
+    exit_code: ExitCode = ExitCode.DONE
     samples: tuple[Sample, ...] = ()

@@ -48,8 +48,14 @@ def curve(
     levels: Mapping[str, float] | None = None,
     across: str = "optimizer step",
     logarithmic: bool = False,
+    ticks: Sequence[str] = (),
 ) -> Plot:
-    """Values over `across`, a line for each series; few points are marked. `levels` are heights to compare with."""
+    """Values over `across`, a line for each series; few points are marked.
+
+    Args:
+        levels: heights to compare with.
+        ticks: words for the places 0, 1, ... where these are no numbers.
+    """
     entries = len(series) + len(levels or {})
     with _figure(name, legend=entries if entries > 1 else 0) as (figure, axes):
         for index, (label, points) in enumerate(series.items()):
@@ -60,6 +66,8 @@ def curve(
         axes.set_xlabel(across)
         if logarithmic:
             axes.set_xscale("log")
+        if ticks:
+            axes.set_xticks(range(len(ticks)), list(ticks))
         if entries > 1:
             _legend(axes)
         return Plot(name, title, alt, _svg(figure, name, alt))
