@@ -316,9 +316,7 @@ def sweep(
     request: Request,
     reporter: "Reporter",
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs at a time; several GPUs are taken in turn.")] = 1,
-    num_processes: Annotated[
-        int, typer.Option("--num-processes", metavar="N", min=1, help="Processes of each run that share its decomposition.")
-    ] = 1,
+    num_processes: Annotated[int, typer.Option("--num-processes", metavar="N", min=1, help="Processes that share the work of a run.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run and what it costs.")] = False,
     print_commands: Annotated[bool, typer.Option("--print-commands", help="Only print one line of shell a run, for a scheduler.")] = False,
 ) -> "Outcome":

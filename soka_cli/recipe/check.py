@@ -169,4 +169,4 @@ def meaning(keys: Keys) -> str:
         kinds = [kind for outer in kinds for kind in below(outer, str(key)) or []]
     tables = [getattr(part, "model_fields", {}) for kind in kinds for part in parts(kind)]
     descriptions = [table[str(keys[-1])].description for table in tables if keys[-1] in table]
-    return f": {descriptions[0]}" if descriptions else ""
+    return f": {descriptions[0]}" if descriptions and descriptions[0] else ""

@@ -44,7 +44,7 @@ def sweep(
     Args:
         overrides: the user's own, for every run.
         jobs: runs at a time.
-        num_processes: processes of each run that share its decomposition.
+        num_processes: processes of each run that share its work.
         dry_run: only say what would run, and what it costs.
         print_commands: only print one line of shell a run, for another scheduler.
 
@@ -140,13 +140,12 @@ class _Sweep:
         given = ("--recipe", shown(self.plan.source, Path.cwd()), "--run", str(self.layout.root / point.name))
         flags = (*(("--offline",) if self.context.offline else ()), *(("--force",) if self.context.force else ()))
         end = (*given, *flags, *point.overrides)
+        shared = ("--num-processes", str(self.num_processes)) if self.num_processes > 1 else ()
         stages = self.plan.section.stages if final else "train"
-        first: tuple[Words, ...] = ()
-        if self.num_processes > 1 and point.recipe.adapter.method == "soka":
-            first = (("decompose", *end, "--num-processes", str(self.num_processes)),)
+        train, evaluate = ("train", *end, *shared), ("eval", *end, "--model", "adapter", *shared)
         if stages == "run":
-            return (*first, ("run", *end))
-        return (*first, ("train", *end), *((("eval", *end, "--model", "adapter"),) if stages == "eval" else ()))
+            return (*((train,) if shared else ()), ("run", *end))
+        return (train, evaluate) if stages == "eval" else (train,)
 
     def printed(self, points: Sequence[Point]) -> Outcome:
         if self.lengths:
@@ -161,7 +160,7 @@ class _Sweep:
         return Outcome(STAGE, "done", self.layout.root, {"commands": lines}, text="\n".join(lines))
 
     def cost(self, points: Sequence[Point]) -> Outcome:
-        costs = [cost(self.context, point) for point in self.pieces(points)]
+        costs = [cost(self.context, point, merges=self.plan.section.stages == "run") for point in self.pieces(points)]
         done = [one.point.name for one in costs if self.is_done(one.point, None)]
         found = totals(costs, done, measured_speed(self.speeds(costs)))
         figures = {
@@ -285,7 +284,7 @@ class _Sweep:
             todo[job.name].status = "running"
             self.record.write()
 
-        devices = devices_for(self.context.device, self.jobs)
+        devices = devices_for(self.context.device, self.jobs if self.num_processes == 1 else 1)
         try:
             with closing(run_jobs(jobs, self.jobs, devices=devices, begun=begun)) as ends:
                 for ended in ends:

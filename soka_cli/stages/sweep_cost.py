@@ -14,32 +14,31 @@ from soka_cli.stages.context import StageContext
 from soka_cli.stages.outcome import Table
 from soka_cli.stages.plan import plan, span_text
 from soka_cli.stages.sweep_points import Point
-from soka_cli.stages.templates import duration
-
-FORWARD, BACKWARD_THROUGH, BACKWARD_OWN = 2, 2, 2  # operations a parameter and token; a frozen weight has no gradient of its own
+from soka_cli.stages.templates import duration, gigabytes
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One run's: parameters {from, to}, steps, tokens (None where data or tokenizer are not at hand), operations."""
+    """One run's: parameters {from, to}, steps, tokens (at most so many where data or tokenizer are not at hand), operations, disk in bytes."""
 
     point: Point
     parameters: dict[str, int]
     steps: int | None
     tokens: int | None
     operations: float | None
+    disk: int
 
 
-def cost(context: StageContext, point: Point) -> Cost:
-    """By the plan of the run's recipe; raises what `plan` raises."""
+def cost(context: StageContext, point: Point, *, merges: bool) -> Cost:
+    """By the plan of the run's recipe; `merges` says whether it writes a merged model. Raises what `plan` raises."""
     loaded = LoadedRecipe(point.recipe, point.name, context.loaded.path, context.loaded.source_text, {})
     with tempfile.TemporaryDirectory(prefix="soka-sweep-") as folder:
         figures = plan(replace(context, loaded=loaded, layout=RunLayout(Path(folder)), reporter=SilentReporter())).figures
     training = figures["training"]
     tokens = training["tokens"] or training["tokens_at_most"]
-    each = FORWARD + BACKWARD_THROUGH + (BACKWARD_OWN if point.recipe.adapter.method == "full" else 0)
-    operations = None if tokens is None else float(each * figures["model"]["parameters"] * tokens)
-    return Cost(point, figures["totals"]["parameters"], training["steps"], tokens, operations)
+    operations = None if tokens is None else float(figures["effort"]["operations_a_token"] * tokens)
+    disk = figures["disk"]["total"] - (0 if merges else figures["disk"]["merged"])
+    return Cost(point, figures["totals"]["parameters"], training["steps"], tokens, operations, disk)
 
 
 def cost_table(costs: Sequence[Cost]) -> Table:
@@ -58,6 +57,7 @@ def totals(costs: Sequence[Cost], done: Sequence[str], tokens_per_s: float | Non
         "steps": None if None in steps else sum(steps),
         "tokens": sum(tokens) if known else None,
         "operations": sum(operations) if known else None,
+        "disk_bytes": sum(one.disk for one in left),
         "tokens_per_s": tokens_per_s,
         "seconds": sum(tokens) / tokens_per_s if known and tokens_per_s else None,
     }
@@ -73,7 +73,7 @@ def totals_note(found: dict[str, Any], jobs: int) -> str:
     if found["seconds"] is not None:
         time = f"about {duration(found['seconds'] / jobs)} of training at the measured {found['tokens_per_s']:,.0f} tokens a second"
         time += f", {jobs} at a time" if jobs > 1 else ""
-    return f"{found['runs_left']} of {found['runs']} runs to do: {steps}{amount}; {time}"
+    return f"{found['runs_left']} of {found['runs']} runs to do: {steps}{amount}, {gigabytes(found['disk_bytes'])} of disk at most; {time}"
 
 
 def measured_speed(speeds: Sequence[float]) -> float | None:

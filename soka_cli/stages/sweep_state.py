@@ -14,10 +14,10 @@ from soka_cli.stages.train import STAGE, train_inputs
 def is_done(context: StageContext, stages: Literal["train", "eval", "run"]) -> bool:
     """Whether all of these stages are done."""
     layout = context.layout
-    if not stage_is_done(layout, STAGE, train_inputs(context)):
+    known = Manifest.read(layout.manifest).stages
+    if STAGE not in known or not stage_is_done(layout, STAGE, train_inputs(context)):
         return False
     after = {"train": [], "eval": [f"eval/{entry.folder}-adapter" for entry in context.recipe.eval], "run": ["report"]}[stages]
-    known = Manifest.read(layout.manifest).stages
     same = not after or layout.recipe.read_text(encoding="utf-8") == to_yaml(context.recipe)
     return same and all(name in known and known[name].status == "done" for name in after)
 

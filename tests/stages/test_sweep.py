@@ -16,7 +16,7 @@ from soka_cli.run.reporter import SilentReporter
 from soka_cli.stages import sweep as stage
 from soka_cli.stages.compare import compare
 from soka_cli.stages.outcome import Outcome
-from soka_cli.stages.sweep_runner import Ended, Job
+from soka_cli.stages.sweep_runner import Ended, Job, run_jobs
 from tests import builders
 from tests.stages.pipeline import context_for, recipe_folder
 
@@ -270,11 +270,12 @@ def test_halving_s_commands_cannot_be_printed(folder: Path) -> None:
     assert caught.value.exit_code == ExitCode.USAGE
 
 
-def test_a_run_s_decomposition_is_shared_out_where_processes_are_asked_for(folder: Path) -> None:
-    lines = swept(folder, print_commands=True, num_processes=2).text.splitlines()
-    assert all(
-        ("soka decompose" in line and "--num-processes 2" in line) == ("run runs" not in line and "/soka-" in line) for line in lines
-    )
+@pytest.mark.parametrize("stages", ["train", "eval", "run"])
+def test_a_run_s_training_is_shared_out_where_processes_are_asked_for(folder: Path, stages: str) -> None:
+    for line in swept(folder, f"sweep.stages={stages}", print_commands=True, num_processes=2).text.splitlines():
+        commands = line.split(" && ")
+        assert commands[0].startswith("soka train") and "--num-processes 2" in commands[0]
+        assert [command.split()[1] for command in commands[1:]] == {"train": [], "eval": ["eval"], "run": ["run"]}[stages]
 
 
 @pytest.mark.parametrize(
@@ -367,6 +368,18 @@ def test_unequal_budgets_of_rates_are_marked(folder: Path, llama_folder: Path, r
     outcome = swept(folder)
     marks = [*outcome.figures["marks"], *compare([Path("runs/s")], reporter=SilentReporter()).figures["marks"]]
     assert sum("soka 2, lora 1" in mark for mark in marks) >= 2
+
+
+@pytest.mark.slow
+def test_runs_of_their_own_processes_come_to_the_same_end(folder: Path, runner: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept(folder)
+    here = runs(folder)
+    shutil.rmtree(folder / "runs")
+    monkeypatch.setattr(stage, "run_jobs", run_jobs)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    swept(folder, jobs=2)
+    assert {name: one["metric"] for name, one in runs(folder).items()} == pytest.approx({name: one["metric"] for name, one in here.items()})
+    assert all((folder / f"runs/s/logs/{name}.jsonl").read_text().startswith("{") for name in here)
 
 
 def test_from_the_list_of_recipes_to_a_comparison_of_two_methods_in_four_commands(
