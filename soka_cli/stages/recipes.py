@@ -63,7 +63,7 @@ def annotated(value: Mapping[str, Any], origins: Mapping[str, str], path: str = 
         if isinstance(inner, Mapping) and inner:
             yield head, ""
             yield from annotated(inner, origins, dotted, f"{indent}  ")
-        elif isinstance(inner, list) and any(isinstance(entry, Mapping) for entry in inner):
+        elif isinstance(inner, list) and inner and all(isinstance(entry, Mapping) and entry for entry in inner):
             yield head, ""
             for index, entry in enumerate(inner):
                 lines = list(annotated(entry, origins, f"{dotted}.{index}", f"{indent}  "))

@@ -19,7 +19,7 @@ from soka_cli.stages.templates import duration, gigabytes
 
 @dataclass(frozen=True)
 class Cost:
-    """One run's: parameters {from, to}, steps, tokens (at most so many where data or tokenizer are not at hand), operations, disk in bytes."""
+    """One run's: parameters {from, to}, steps, tokens (at most so many where the data is not at hand), operations, bytes of disk."""
 
     point: Point
     parameters: dict[str, int]

@@ -12,7 +12,7 @@ from soka_cli.recipe.options import sections
 from soka_cli.recipe.places import packaged
 from soka_cli.recipe.schema import AdapterSection, RankSection
 
-FOLDERS = (packaged("recipes"), *(packaged("configs") / name for name in ("adapters", "models", "protocols")))
+FOLDERS = (packaged("recipes"), *(packaged("configs") / name for name in ("ablations", "adapters", "models", "protocols")))
 FILES = sorted(path for folder in FOLDERS for path in folder.rglob("*.yaml"))
 
 

@@ -12,10 +12,12 @@ import pytest
 from soka_cli.cli.app import main
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.load import load_recipe, to_mapping
+from soka_cli.recipe.places import packaged_recipes
 from soka_cli.run.reporter import SilentReporter
 from soka_cli.stages import sweep as stage
 from soka_cli.stages.compare import compare
 from soka_cli.stages.outcome import Outcome
+from soka_cli.stages.sweep_points import Sweep
 from soka_cli.stages.sweep_runner import Ended, Job, run_jobs
 from tests import builders
 from tests.stages.pipeline import context_for, recipe_folder
@@ -368,6 +370,27 @@ def test_unequal_budgets_of_rates_are_marked(folder: Path, llama_folder: Path, r
     outcome = swept(folder)
     marks = [*outcome.figures["marks"], *compare([Path("runs/s")], reporter=SilentReporter()).figures["marks"]]
     assert sum("soka 2, lora 1" in mark for mark in marks) >= 2
+
+
+ABLATIONS = [name for name in packaged_recipes() if name.startswith("ablations/")]
+
+
+def test_every_ablation_has_a_large_and_a_small_form() -> None:
+    assert len(ABLATIONS) == 14
+    assert {name.removeprefix("ablations/demo-") for name in ABLATIONS if "demo-" in name} == {
+        name.removeprefix("ablations/") for name in ABLATIONS if "demo-" not in name
+    }
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_opens_with_its_command_time_and_purpose_and_every_run_of_it_is_a_recipe(name: str) -> None:
+    loaded = load_recipe(name)
+    head = loaded.source_text.split("extends:")[0]
+    assert f"soka sweep -r {name}.yaml" in head and "# Time: " in head and "# Shows: " in head
+    points = Sweep.of(loaded, ()).points()
+    assert len({point.name for point in points}) == len(points) >= 4
+    assert all(point.recipe.sweep is None and point.recipe.data.validation is not None for point in points)
+    assert (points[0].recipe.model.name == "soka:demo/model") == ("demo-" in name)
 
 
 @pytest.mark.slow
