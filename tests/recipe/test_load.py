@@ -250,7 +250,7 @@ def test_a_packaged_recipe_loads_and_its_resolved_text_loads_back_equal(name: st
     loaded = load_recipe(name)
     (tmp_path / "recipe.yaml").write_text(to_yaml(loaded.recipe))
     assert load_recipe(tmp_path / "recipe.yaml").recipe == loaded.recipe
-    assert loaded.name == name
+    assert loaded.name == Path(name).name
     assert loaded.source_text == find_recipe(name).read_text()
     first = loaded.source_text.splitlines()[:20]
     assert any(f"soka run --recipe {name}.yaml" in line for line in first), "a recipe opens with its command"
