@@ -253,7 +253,8 @@ def test_a_packaged_recipe_loads_and_its_resolved_text_loads_back_equal(name: st
     assert loaded.name == Path(name).name
     assert loaded.source_text == find_recipe(name).read_text()
     first = loaded.source_text.splitlines()[:20]
-    assert any(f"soka run --recipe {name}.yaml" in line for line in first), "a recipe opens with its command"
+    command = f"soka sweep -r {name}.yaml" if loaded.recipe.sweep else f"soka run --recipe {name}.yaml"
+    assert any(command in line for line in first), "a recipe opens with its command"
     for word in ("Time", "Memory", "how"):
         assert any(word in line for line in first if line.startswith("#")), f"a recipe's heading says {word}"
 
