@@ -14,7 +14,7 @@ from soka_cli.run.lines import read_lines
 from soka_cli.run.manifest import Manifest, StageRecord
 from soka_cli.run.write import damaged, read_json
 from soka_cli.stages.agreement import agreement
-from soka_cli.stages.scores import check_predictions
+from soka_cli.stages.scores import check_predictions, judged_metrics
 
 KINDS = ("base", "adapter", "merged")
 
@@ -87,6 +87,13 @@ class Metric(Written):
     stderr: float | None
 
 
+class ScoresOf(Written):
+    """The scores of some of an evaluation's items: a subject's, a level's, those without overlap."""
+
+    items: int
+    metrics: dict[str, Metric]
+
+
 class Scores(Written):
     """scores.json."""
 
@@ -95,6 +102,7 @@ class Scores(Written):
     n: int
     items: int
     metrics: dict[str, Metric]
+    groups: dict[str, dict[str, ScoresOf]] = {}
     seconds: float | None = None
     tokens_per_s: float | None = None
 
@@ -128,13 +136,6 @@ class TrainedRows(Written):
     rows: int
     dropped: int | None
     overlapping: int
-
-
-class ScoresOf(Written):
-    """The scores of some of an evaluation's items."""
-
-    items: int
-    metrics: dict[str, Metric]
 
 
 class OverlapOf(Written):
@@ -313,7 +314,7 @@ def _agreements(layout: RunLayout, scores: tuple[Score, ...]) -> dict[str, dict[
         if not all(one in judged and layout.predictions(*one).is_file() for one in pair):
             continue
         for one in pair:
-            check_predictions(read_lines(layout.predictions(*one)), layout.predictions(*one), judged[one])
+            check_predictions(read_lines(layout.predictions(*one)), layout.predictions(*one), judged_metrics(judged[one]))
         if (comparison := agreement(layout, name)) is not None:
             found[name] = comparison.to_mapping()
     return found

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from soka_cli import __version__
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.resolved import to_mapping, to_yaml
 from soka_cli.run.digest import file_digest
@@ -19,8 +20,10 @@ from soka_cli.stages.decompose import COLUMNS, DECOMPOSED, kind_of, kind_row
 from soka_cli.stages.findings import Findings, Layers, files_read, find, held_out_curve
 from soka_cli.stages.ledger_table import ledger_lines
 from soka_cli.stages.outcome import Cell, Outcome, Table
+from soka_cli.stages.planned_and_measured import planned_and_measured
 from soka_cli.stages.plots import Plot
 from soka_cli.stages.report_drawings import drawings
+from soka_cli.stages.sampled_answers import sampled_answers
 from soka_cli.stages.symptoms import symptoms
 from soka_cli.stages.templates import percent, templates
 
@@ -53,7 +56,7 @@ def report(context: StageContext) -> Outcome:
         )
     base = base_at_hand(recipe.model)
     digests = {path.relative_to(layout.root).as_posix(): file_digest(path) for path in files}
-    inputs = {"recipe": to_mapping(recipe), "files": digests, "base": base and base.digest}
+    inputs = {"recipe": to_mapping(recipe), "files": digests, "base": base and base.digest, "soka": __version__}
     with open_stage(
         layout,
         STAGE,
@@ -150,9 +153,11 @@ def contents(context: StageContext, findings: Findings, changes: Changes) -> dic
         "trainable_parameters": findings.trainable_parameters,
         "headlines": headlines(findings),
         "scores": [{"name": score.name, "kind": score.kind, **score.scores.model_dump()} for score in findings.scores],
+        "answers": sampled_answers(context.layout, findings.scores, context.recipe.seed),
         "agreements": findings.agreements,
         "contamination": findings.contamination.model_dump() if findings.contamination else None,
         "training": training_figures(findings),
+        "planned": planned_and_measured(context, findings),
         "rows": list(ledger_lines(findings.ledgers)),
         "symptoms": [found.to_mapping() for found in symptoms(findings.steps, context.recipe.adapter)],
         "decomposition": None if layers is None else decomposition_figures(findings, layers),

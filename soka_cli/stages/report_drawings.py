@@ -53,7 +53,7 @@ def _spectra_plots(context: StageContext, findings: Findings) -> list[Plot]:
             "elbow": [module.rank_elbow for module in members],
             "kept": [module.rank for module in members],
         }
-        told = ", ".join(f"{mark} at term {_span(ranks)}" for mark, ranks in marks.items())
+        told = ", ".join(f"{mark} {_span(ranks)}" for mark, ranks in marks.items())
         words = f"Leading singular values of the rearranged {kind} {matrices} of {len(members)} modules; {told}."
         plots.append(spectra(f"spectra-{kind}", kind, [findings.spectra[module.name] for module in members], marks, alt=words))
     return plots
@@ -84,7 +84,7 @@ def _change_plots(learnt: "Mapping[str, Learnt]", weights: "Mapping[str, BeforeA
 
 
 def _span(places: Sequence[int | None]) -> str:
-    """`2`, `1 to 4`; what lies beyond the computed spectrum is said."""
+    """`after term 2`, `after term 1 to 4`; what lies beyond the computed spectrum is said."""
     known = [place for place in places if place is not None]
-    beyond = f"beyond the computed ones in {len(places) - len(known)}" if len(known) < len(places) else ""
-    return " and ".join(part for part in (spread(known) if known else "", beyond) if part)
+    beyond = f"beyond the computed terms in {len(places) - len(known)}" if len(known) < len(places) else ""
+    return " and ".join(part for part in (f"after term {spread(known)}" if known else "", beyond) if part)

@@ -100,6 +100,11 @@ def draws(metric: str) -> int | None:
     return int(k) if name == "pass" and k.isdecimal() else None
 
 
+def judged_metrics(metrics: Sequence[str]) -> list[str]:
+    """The metrics that a prediction row judges, where these are those of scores.json: any pass@k comes of one verdict, pass@1."""
+    return list(dict.fromkeys(metric if draws(metric) is None else PASS_AT_1 for metric in metrics))
+
+
 def check_predictions(rows: Sequence[Prediction], path: Path, metrics: Sequence[str]) -> None:
     """Refuse rows of predictions.jsonl that are not as they were written: SokaError (exit 5) naming file and line."""
     hint = "restore the file from a copy, or repeat the evaluation with --force"

@@ -1,5 +1,6 @@
 """The templates of pages, and how figures are written in them."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ def templates() -> "Environment":
         keep_trailing_newline=True,
     )
     environment.filters |= {"figure": figure, "percent": percent, "duration": duration, "gigabytes": gigabytes, "degrees": degrees}
-    environment.filters["cell"] = markdown_cell
+    environment.filters |= {"quantity": quantity, "cell": markdown_cell, "fenced": fenced}
     return environment
 
 
@@ -50,6 +51,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def quantity(value: dict[str, int] | int | None, unit: str) -> str:
+    """`4,321`, `1.20 GB`; a span `{from, to}` as `1,000 to 4,321` where its ends differ."""
+    if isinstance(value, dict):
+        return " to ".join(dict.fromkeys(quantity(end, unit) for end in value.values()))
+    return gigabytes(value) if unit == "bytes" else figure(value)
+
+
 def degrees(angle: float | None) -> str:
     return "–" if angle is None else f"{angle:.3g}°"
 
@@ -61,3 +69,10 @@ def gigabytes(count: int | None) -> str:
 def markdown_cell(value: Any) -> str:
     """Text that stays inside one cell of a Markdown table."""
     return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def fenced(text: str) -> str:
+    """Text as a Markdown code block, whose fence is longer than any in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"

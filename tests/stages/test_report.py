@@ -35,6 +35,7 @@ CURVES = ("loss", "grad-norm", "lr", "throughput")
 DRAWN = {*CURVES, *(f"{name}-tokens" for name in CURVES), "scores-gsm8k-plain", "map-ranks", "map-energy"} | {
     f"{group}-{kind}" for group in ("spectra", "changes") for kind in ("q_proj", "v_proj", "down_proj")
 }
+METRICS = ("strict", "flexible", "numeric")
 ENTRY = {"task": "gsm8k", "path": "items.jsonl"}
 
 
@@ -119,7 +120,7 @@ def put_training(context: StageContext, start: dict[str, KronFactors]) -> None:
 
 def put_scores(context: StageContext, kind: str, right: float) -> None:
     layout, name = context.layout, "gsm8k-plain"
-    metrics = {metric: {"value": right, "stderr": 0.02} for metric in ("strict", "flexible", "numeric")}
+    metrics = {metric: {"value": right, "stderr": 0.02} for metric in METRICS}
     fields = {"task": "gsm8k", "protocol": "plain", "model": kind, "n": 4, "items": 4, "metrics": metrics, "groups": {}}
     fields |= {"seconds": 1.5, "tokens_per_s": 900.0, "decoding": {}, "template_sha256": None, "data_sha256": None, "adapter_sha256": None}
     write_json(layout.scores(name, kind), fields)
@@ -259,7 +260,7 @@ def test_the_map_names_every_module_once_and_tells_where_the_ranks_differ(report
 def test_the_spectra_mark_threshold_elbow_and_kept_rank(reported: StageContext) -> None:
     text = reported.layout.plot("spectra-q_proj").read_text(encoding="utf-8")
     assert all(f">{mark}<" in text for mark in ("energy 0.9", "elbow", "kept"))
-    assert "kept at term" in text
+    assert "kept after term" in text
 
 
 def test_the_gradient_norm_stands_beside_the_papers_two_levels(reported: StageContext) -> None:
@@ -393,6 +394,57 @@ def test_the_same_run_gives_the_same_page(whole: StageContext) -> None:
     assert raised.value.exit_code == ExitCode.RUN
     report(StageContext(whole.loaded, whole.layout, force=True))
     assert whole.layout.report_page.read_bytes() == first
+
+
+def test_scores_are_shown_by_level_and_subject(whole: StageContext) -> None:
+    path = whole.layout.scores("gsm8k-plain", "adapter")
+    groups = {"level": {"Level 5": {"n": 3, "items": 3, "metrics": {name: {"value": 0.333, "stderr": 0.111} for name in METRICS}}}}
+    write_json(path, json.loads(path.read_text()) | {"groups": groups})
+    report(whole)
+    assert "| Level 5 | 3 | 33.3% | 11.1% |" in whole.layout.report_text.read_text()
+    words = "".join(page_of(whole).words)
+    assert "gsm8k-plain, adapter, by level" in words
+    assert "33.3%" in words
+
+
+def put_answers(context: StageContext, completion: str) -> None:
+    """Three right ones and three wrong ones of the adapter's, and of the merged model's."""
+    for kind in ("adapter", "merged"):
+        path = context.layout.predictions("gsm8k-plain", kind)
+        row = json.loads(path.read_text().splitlines()[0])
+        rows = [
+            row | {"id": str(index), "completion": f"{completion} {index}", "correct": dict.fromkeys(METRICS, index % 2 == 0), "gold": "7"}
+            for index in range(6)
+        ]
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+
+def test_two_right_and_two_wrong_answers_of_the_adapter_are_shown_the_same_each_time(whole: StageContext) -> None:
+    put_answers(whole, "so it is")
+    report(whole)
+    shown = json.loads(whole.layout.report_findings.read_text())["answers"]
+    assert [one["right"] for one in shown] == [True, True, False, False]
+    assert all(one["model"] == "adapter" and int(one["id"]) % 2 == (not one["right"]) for one in shown)
+    report(StageContext(whole.loaded, whole.layout, force=True))
+    assert json.loads(whole.layout.report_findings.read_text())["answers"] == shown
+    for text in ("".join(page_of(whole).words), whole.layout.report_text.read_text()):
+        assert all(one["completion"] in text for one in shown)
+
+
+def test_an_answer_cannot_break_out_of_its_place(whole: StageContext) -> None:
+    put_answers(whole, "</code></pre><script>alert(1)</script>\n```\n# not a heading\n")
+    report(whole)
+    assert "<script" not in whole.layout.report_page.read_text()
+    assert "\n````\n</code></pre><script>" in whole.layout.report_text.read_text()
+
+
+def test_parameters_and_memory_stand_beside_the_plan(reported: StageContext) -> None:
+    parameters, memory = json.loads(reported.layout.report_findings.read_text())["planned"]
+    assert parameters["measured"] == 4321
+    assert parameters["planned"]["from"] == parameters["planned"]["to"] > 0  # rank fixed at 2
+    assert memory["measured"] == 400_000_000 + STEPS
+    assert memory["ratio"] == pytest.approx(memory["measured"] / memory["planned"]["to"])
+    assert "Planned against measured" in "".join(page_of(reported).words)
 
 
 def test_the_ledger_of_rows_is_shown(whole: StageContext) -> None:
