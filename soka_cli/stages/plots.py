@@ -255,7 +255,7 @@ def _svg(figure: "Figure", name: str, alt: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<g|<path) id="[A-Za-z0-9]+_\d+"', r"\1", text)
+    text = re.sub(r'(<g|<path) id="[A-Za-z0-9.]+_\d+"', r"\1", text)
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", f"<style>{_stylesheet()}</style>", text, count=1, flags=re.DOTALL)
     for colour, named in NAMES.items():
         text = text.replace(colour, f"var(--soka-{named})")

@@ -182,15 +182,19 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.labels: list[str] = []
         self.ids: list[str] = []
+        self.styles: list[str] = []
         self.words: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = dict(attributes)
-        self.references += [values[name] or "" for name in ("src", "href", "xlink:href", "data") if name in values]
+        self.references += [
+            values[name] or "" for name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster") if name in values
+        ]
         self.ids += [values["id"] or ""] if "id" in values else []
-        if tag == "svg":
-            self.labels.append(values.get("aria-label") or "")
+        if tag in ("svg", "img"):
+            self.labels.append(values.get("aria-label" if tag == "svg" else "alt") or "")
+        self.styles += [values["style"] or ""] if "style" in values else []
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -237,9 +241,26 @@ def test_the_page_asks_no_network_and_is_well_formed(reported: StageContext) -> 
     assert 'name="viewport"' in text
 
 
+def test_ids_are_unique_and_each_reference_leads_to_one(reported: StageContext) -> None:
+    page = page_of(reported)
+    assert len(page.ids) == len(set(page.ids))
+    assert {reference.removeprefix("#") for reference in page.references} <= set(page.ids)
+    clips = re.findall(r"url\(#([^)]+)\)", reported.layout.report_page.read_text(encoding="utf-8"))
+    assert clips
+    assert set(clips) <= set(page.ids)
+
+
+def test_the_page_prints_in_the_light_scheme(reported: StageContext) -> None:
+    text = reported.layout.report_page.read_text(encoding="utf-8")
+    assert "@media print" in text
+    assert re.findall(r"@media[^{]*prefers-color-scheme[^{]*", text)
+    assert all("screen" in rule for rule in re.findall(r"@media[^{]*prefers-color-scheme[^{]*", text))
+
+
 def test_every_drawing_says_in_words_what_it_shows(reported: StageContext) -> None:
     labels = page_of(reported).labels
     assert len(labels) == len(DRAWN)
+    assert all(labels)
     assert "Loss over 640 to 25,600 tokens: 2.9 first, 0.4625 last; on held-out rows 0.8 first and 0.65 last." in labels
     assert "Loss over steps 1 to 40: 2.9 first, 0.4625 last; on held-out rows 0.8 first and 0.65 last." in labels
     assert any("adapter strict 95.0%" in label for label in labels)
