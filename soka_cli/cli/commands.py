@@ -352,14 +352,25 @@ def demo(request: Request, reporter: "Reporter") -> "Outcome":
     return stage(context)
 
 
-@verb(app, "doctor", examples=("soka doctor", "soka doctor -r gsm8k.yaml --json"), without=("force",))
-def doctor(request: Request, reporter: "Reporter") -> "Outcome":
+@verb(
+    app,
+    "doctor",
+    examples=("soka doctor", "soka doctor -r gsm8k.yaml --json", "soka doctor --num-processes 2"),
+    without=("force",),
+)
+def doctor(
+    request: Request,
+    reporter: "Reporter",
+    num_processes: Annotated[
+        int, typer.Option("--num-processes", metavar="N", min=1, help="Start so many processes and let them talk, as train would.")
+    ] = 1,
+) -> "Outcome":
     """Say what this machine has and whether a recipe can run here."""
     asked = request.recipe is not None or request.run is not None
     context = request.context(reporter) if asked else None
     from soka_cli.stages.doctor import doctor as stage
 
-    return stage(context, device=request.device, offline=request.offline)
+    return stage(context, device=request.device, offline=request.offline, processes=num_processes)
 
 
 @verb(

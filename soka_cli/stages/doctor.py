@@ -2,20 +2,24 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.packing_kind import BITSANDBYTES
-from soka_cli.recipe.places import locate
+from soka_cli.recipe.places import locate, shown
 from soka_cli.run.environment import describe_environment, memory_bytes, processors
 from soka_cli.run.resources import available_memory, existing_parent, free_bytes
 from soka_cli.sandbox import no_isolation
 from soka_cli.sandbox.isolation import advice, find_isolation, passes, stops, summary
+from soka_cli.stages.check import Check, attempt
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.doctor_hub import hub_check
+from soka_cli.stages.doctor_processes import process_check
+from soka_cli.stages.doctor_training import quantization_check, training_checks
+from soka_cli.stages.doctor_verbs import verb_rows
 from soka_cli.stages.installed import Package, packages, python_problem
 from soka_cli.stages.outcome import Outcome, Table
 
@@ -23,29 +27,24 @@ GIGABYTE = 10**9
 LITTLE_DISK = 5 * GIGABYTE  # a 7B model's adapter checkpoints fit; the model itself and a merged copy need 13.5 GB each
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at. `fail` keeps a recipe from running here, `warn` may slow or stop it later."""
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    detail: str
-    hint: str = ""
-
-
-def doctor(context: StageContext | None = None, *, device: str = "auto", offline: bool = False) -> Outcome:
-    """Look at packages, device, memory, disk and caches; with a recipe also at its model, data and benchmarks.
+def doctor(context: StageContext | None = None, *, device: str = "auto", offline: bool = False, processes: int = 1) -> Outcome:
+    """Look at packages, device, memory, disk, caches, the Hub and how processes talk; with a recipe also at all that it needs.
 
     Args:
         context: a recipe to judge, None for the machine alone.
         device: auto, cpu or cuda[:k].
         offline: whether what lies on the Hub alone counts as missing.
+        processes: so many are started and have to add up a number together.
 
     Raises:
         SokaError: exit 3, a recipe was given and cannot run here; `why` lists all that stands against it.
     """
     found = packages()
-    checks = [*machine_checks(found, device), *(recipe_checks(context, offline) if context is not None else ())]
+    hub = hub_check(offline)
+    checks = [*machine_checks(found, device), hub, process_check(processes)]
+    if context is not None:
+        checks += [*recipe_checks(context, offline, reachable=hub.status == "ok"), *training_checks(context, device)]
+    verbs = verb_rows(checks, context)
     failed = [check for check in checks if check.status == "fail"]
     if context is not None and failed:
         raise SokaError(
@@ -62,15 +61,22 @@ def doctor(context: StageContext | None = None, *, device: str = "auto", offline
         figures={
             "checks": [asdict(check) for check in checks],
             "packages": [asdict(package) for package in found],
+            "verbs": dict(verbs),
             "environment": describe_environment(),
         },
         tables=(
             Table("Checks", ("", "what", "found"), tuple((check.status, check.name, check.detail) for check in checks)),
+            Table("What each verb does here", ("verb", "therefore"), verbs),
             Table("Packages", ("package", "installed", "tested", "allowed", "for"), tuple(map(package_row, found))),
         ),
         notes=tuple(f"{check.name}: {check.hint}" for check in checks if check.status != "ok" and check.hint),
-        next_commands=() if failed else ("soka demo",) if context is None else (f"soka plan --recipe {context.loaded.name}",),
+        next_commands=() if failed else ("soka demo",) if context is None else (f"soka plan --recipe {named(context)}",),
     )
+
+
+def named(context: StageContext) -> str:
+    """The recipe as a command names it."""
+    return context.loaded.name if context.loaded.path is None else shown(context.loaded.path, Path.cwd())
 
 
 def package_row(package: Package) -> tuple[str | None, ...]:
@@ -83,6 +89,7 @@ def machine_checks(found: Iterable[Package], device: str) -> list[Check]:
         package_check(list(found)),
         optional_check(list(found)),
         device_check(device),
+        quantization_check(),
         memory_check(),
         disk_check(Path("runs")),
         *cache_checks(),
@@ -196,7 +203,7 @@ def sandbox_check() -> Check:
     return Check("sandbox", "warn" if advice(found) else "ok", detail, advice(found))
 
 
-def recipe_checks(context: StageContext, offline: bool) -> list[Check]:
+def recipe_checks(context: StageContext, offline: bool, *, reachable: bool = True) -> list[Check]:
     """Whether the recipe's model, data and benchmarks can be had here."""
     recipe = context.recipe
     training = recipe.data.train if isinstance(recipe.data.train, list) else []
@@ -206,14 +213,14 @@ def recipe_checks(context: StageContext, offline: bool) -> list[Check]:
         sources.append(("data.validation.path", recipe.data.validation.path))
     sources += [(f"eval.{number}.path", entry.path) for number, entry in enumerate(recipe.eval)]
     return [
-        model_check(context, offline),
+        model_check(context, offline, reachable=reachable),
         *packing_checks(recipe.model.quantization),
         *(source_check(name, path, offline) for name, path in sources),
         *(task_check(number, entry.task) for number, entry in enumerate(recipe.eval)),
     ]
 
 
-def model_check(context: StageContext, offline: bool) -> Check:
+def model_check(context: StageContext, offline: bool, *, reachable: bool = True) -> Check:
     """The base model: whole on this machine, else within reach. A gated or missing one shows by its small files."""
     from soka_cli.models.snapshot import snapshot
 
@@ -222,6 +229,9 @@ def model_check(context: StageContext, offline: bool) -> Check:
     if isinstance(here, Check):
         if offline:
             return here
+        if not reachable:
+            hint = f"hf download {section.name}, where there is a network, and the folder here: model.name=FOLDER"
+            return Check("model", "fail", f"{section.name} is not on this machine, and the Hub does not answer", hint)
         reached = attempt("model", lambda: snapshot(section.name, revision=section.revision, offline=False, weights=False))
         if isinstance(reached, Check):
             return reached
@@ -243,16 +253,6 @@ def packing_checks(kind: str) -> list[Check]:
         hint = 'pip install "soka-cli[quant]", or model.quantization=none'
         return [Check("quantization", "fail", f"{kind} needs {BITSANDBYTES}, which is not installed", hint)]
     return [Check("quantization", "ok", f"{kind} by {BITSANDBYTES} {found}")]
-
-
-def attempt(name: str, look: Callable[[], Any]) -> Any:
-    """What `look` finds, or its error as a failed check."""
-    try:
-        return look()
-    except SokaError as error:
-        return Check(name, "fail", ": ".join(part for part in (error.what.rstrip("."), error.why) if part), error.hint)
-    except ImportError as error:
-        return Check(name, "fail", str(error), "make install, or pip install --force-reinstall soka-cli")
 
 
 def source_check(name: str, path: str, offline: bool) -> Check:

@@ -9,7 +9,7 @@ from soka_cli.recipe.load import load_recipe
 from soka_cli.run.layout import RunLayout
 from soka_cli.sandbox.isolation import Isolation
 from soka_cli.stages import doctor as stage
-from soka_cli.stages import installed
+from soka_cli.stages import doctor_hub, doctor_processes, doctor_training, doctor_verbs, installed
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.doctor import doctor
 from soka_cli.stages.installed import Package, packages
@@ -132,3 +132,75 @@ def test_a_recipe_whose_programs_nothing_isolates_cannot_run_here(
     with pytest.raises(SokaError) as caught:
         doctor(context_for(tmp_path, llama_folder, eval=[{"task": "humaneval", "path": str(tmp_path / "tiny.yaml")}]), offline=True)
     assert "humaneval runs model-written programs" in caught.value.why
+
+
+def test_the_hub_is_never_asked_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_hub, "unreachable", lambda address: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert "offline" in doctor_hub.hub_check(offline=True).detail
+
+
+def test_of_an_account_only_that_there_is_one_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secretsecret")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(doctor_hub, "unreachable", lambda address: "")
+    check = doctor_hub.hub_check(offline=False)
+    assert check.status == "ok" and "an account is logged in" in check.detail and "secret" not in str(check)
+
+
+def test_a_hub_that_does_not_answer_is_warned_of_and_keeps_a_recipe_that_needs_it_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(doctor_hub, "unreachable", lambda address: "ConnectTimeout")
+    check = doctor_hub.hub_check(offline=False)
+    assert check.status == "warn" and "ConnectTimeout" in check.detail and "HTTPS_PROXY" in check.hint
+    with pytest.raises(SokaError) as caught:
+        doctor(context_for(tmp_path, "no-such-owner/no-such-model"))
+    assert "the Hub does not answer" in caught.value.why and caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+@pytest.mark.slow
+def test_processes_that_can_meet_add_up_their_numbers() -> None:
+    check = doctor_processes.process_check(2)
+    assert check.status == "ok" and "2 processes added up" in check.detail
+
+
+def test_processes_that_do_not_come_together_are_a_failure_with_what_they_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_processes, "HANDSHAKE", "soka_cli.no_such_module")
+    check = doctor_processes.process_check(2)
+    assert check.status == "fail" and "did not come together" in check.detail and "GLOO_SOCKET_IFNAME" in check.hint
+
+
+def test_a_step_that_no_memory_here_holds_is_exit_3_and_one_that_is_short_a_warning(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_training, "memory_of", lambda device: ("cuda:0", 10**12, 10))
+    assert checks_by_name(doctor(context_for(tmp_path, llama_folder), offline=True))["training memory"]["status"] == "warn"
+    monkeypatch.setattr(doctor_training, "memory_of", lambda device: ("cuda:0", 1000, 10))
+    with pytest.raises(SokaError) as caught:
+        doctor(context_for(tmp_path, llama_folder), offline=True)
+    assert "training memory" in caught.value.why and caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_a_missing_tracker_keeps_a_recipe_from_running(tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("soka_cli.stages.trackers.find_spec", lambda name: None)
+    context = context_for(tmp_path, llama_folder, train={"steps": 2, "trackers": ["wandb"]})
+    with pytest.raises(SokaError) as caught:
+        doctor(context, offline=True)
+    assert "train.trackers" in caught.value.why and "wandb" in caught.value.why
+
+
+def test_without_bitsandbytes_it_is_said_what_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_training, "version_of", lambda name: None)
+    check = doctor_training.quantization_check()
+    assert check.status == "ok" and "bases stay whole" in check.detail and "soka-cli[quant]" in check.hint
+
+
+def test_each_verb_is_told_what_it_will_do_here(tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_verbs, "find_isolation", lambda: Isolation(None, {}, ()))
+    verbs = doctor(context_for(tmp_path, llama_folder), offline=True, device="cpu").figures["verbs"]
+    assert {"plan", "decompose", "train", "eval", "score", "merge"} <= verbs.keys()
+    assert "cpu" in verbs["train"] and str(llama_folder) in verbs["decompose"]
+    assert "refuses mbpp and humaneval" in verbs["score"]
+    assert "no device" in doctor(device="cuda:99", offline=True).figures["verbs"]["train"]
