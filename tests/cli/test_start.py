@@ -21,6 +21,8 @@ CONTRACT = {
     "merge",
     "export",
     "report",
+    "compare",
+    "sweep",
     "run",
     "demo",
     "doctor",
