@@ -74,7 +74,7 @@ def gradient_norm(recipe: Recipe, norms: list[tuple[float, float]]) -> Quantity:
     levels = {}
     words = f"before clipping, at most {max(values):.3g}; {f'gradients are clipped at {clip:g}' if clip else 'gradients are not clipped'}"
     if recipe.adapter.method == "soka":
-        levels = {"rank may be too low above": NORM, "rarely above": RARELY}
+        levels = {"warned above": NORM, "rarely above": RARELY}
         counts = [f"above {level:g} in {sum(value > level for value in values)}" for level in levels.values()]
         words = f"{words}; {' and '.join(counts)} of {len(values)} logged steps"
     if clip and clip not in levels.values() and clip <= 2 * max(values):  # a level far above the curve would flatten it

@@ -287,7 +287,7 @@ def test_the_spectra_mark_threshold_elbow_and_kept_rank(reported: StageContext) 
 def test_the_gradient_norm_stands_beside_the_papers_two_levels(reported: StageContext) -> None:
     for name in ("grad-norm", "grad-norm-tokens"):
         text = reported.layout.plot(name).read_text(encoding="utf-8")
-        assert ">rank may be too low above 2<" in text
+        assert ">warned above 2<" in text
         assert ">rarely above 1.5<" in text
     assert "above 2 in 0 and above 1.5 in 5 of 40 logged steps" in text
 
