@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.offload import computing_device
 
 LENGTH = 6  # tokens of each row that is tried
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest logit; 16 bits round differently by shape
@@ -40,7 +41,7 @@ def require_apart(model: Any) -> None:
 def _rows(model: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Three rows of other ids, [LENGTH] each."""
     size = model.get_input_embeddings().num_embeddings
-    return tuple((torch.arange(LENGTH, device=model.device) * 7 + shift) % size for shift in (3, 11, 29))
+    return tuple((torch.arange(LENGTH, device=computing_device(model)) * 7 + shift) % size for shift in (3, 11, 29))
 
 
 def _behind(model: Any, before: Tensor, row: Tensor) -> Tensor:
@@ -49,6 +50,6 @@ def _behind(model: Any, before: Tensor, row: Tensor) -> Tensor:
 
 
 def _logits(model: Any, *rows: Tensor) -> Tensor:
-    positions = torch.arange(LENGTH, device=model.device).repeat(len(rows))
+    positions = torch.arange(LENGTH, device=computing_device(model)).repeat(len(rows))
     logits: Tensor = model(input_ids=torch.cat(rows)[None], position_ids=positions[None], use_cache=False).logits[0]
     return logits.float()

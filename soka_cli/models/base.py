@@ -12,10 +12,11 @@ from transformers.utils import logging
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.checkpoint import Checkpoint, base_error
 from soka_cli.models.device import pick_device as pick_device
+from soka_cli.models.offload import Placement, refuse_packed
 from soka_cli.models.quantised import Quantization, is_packed, loading_options, settle
 from soka_cli.models.skeleton import model_class, read_config
 from soka_cli.models.snapshot import snapshot
-from soka_cli.recipe.schema import ModelSection
+from soka_cli.recipe.schema import MaxMemorySection, ModelSection
 from soka_cli.run.digest import file_digest, json_digest
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
@@ -64,32 +65,53 @@ def tokenizer_digest(section: ModelSection, *, offline: bool = False) -> str:
 
 
 def load_base(section: ModelSection, *, device: str = "cpu", offline: bool = False) -> PreTrainedModel:
-    """The base model in the recipe's dtype and packing on `device` (a name from pick_device), in evaluation mode.
+    """The base model in the recipe's dtype and packing on `device` (a name from pick_device), in evaluation mode; under `max_memory` as
+    much of it as that allows.
 
     Raises:
         SokaError: exit 3, where the model cannot be had, its files do not fit config.json, or bitsandbytes is missing; exit 6, where
             it does not fit into memory.
     """
     folder = snapshot(section.name, revision=section.revision, offline=offline)
-    trust = section.trust_remote_code
-    return load_folder(folder, dtype=section.dtype, device=device, quantization=section.quantization, trust=trust)
+    return load_folder(
+        folder,
+        dtype=section.dtype,
+        device=device,
+        quantization=section.quantization,
+        trust=section.trust_remote_code,
+        max_memory=section.max_memory,
+    )
 
 
 def load_folder(
-    folder: Path, *, dtype: str, device: str = "cpu", quantization: Quantization = "none", trust: bool = False
+    folder: Path,
+    *,
+    dtype: str,
+    device: str = "cpu",
+    quantization: Quantization = "none",
+    trust: bool = False,
+    max_memory: MaxMemorySection | None = None,
 ) -> PreTrainedModel:
     """The same for a folder at hand, such as a merged model. Weights that lie there packed stay so; `trust` runs its own code."""
     Checkpoint(folder)  # a damaged file is named here; torch and safetensors would only say that something is wrong
     config, computed = read_config(folder, trust=trust), getattr(torch, dtype)
     chosen = model_class(config, folder, trust=trust)
-    packed = loading_options(config, folder, quantization, computed, device)
+    placement = None
+    if max_memory is None:
+        options = loading_options(config, folder, quantization, computed, device)
+    else:
+        refuse_packed(config, str(folder / "config.json"))
+        placement = Placement(max_memory, device)
+        options = placement.options
     try:
         with _own_progress_only():
             model, report = chosen.from_pretrained(
-                folder, dtype=computed, local_files_only=True, use_safetensors=True, output_loading_info=True, **packed
+                folder, dtype=computed, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
             )
         _refuse_mismatch(folder, report)
-        if is_packed(model):
+        if placement is not None:
+            model = placement.settle(model)
+        elif is_packed(model):
             settle(model, computed)
         else:
             model = model.to(device)

@@ -69,6 +69,12 @@ SCHEDULE_READS: dict[str, tuple[str, ...]] = {
 SCHEDULE_NEEDS = {"cosine_with_min_lr": ("min_lr", "min_lr_rate"), "warmup_stable_decay": ("num_decay_steps",)}
 """Settings of which a schedule needs one."""
 
+OFFLOADED_METHODS = ("soka", "lora", "lokr")
+"""The methods whose adapters are made without the base's values, so that these may lie on the disk (`model.max_memory`)."""
+
+READS_THE_BASE = ("modules_to_save", "trainable_token_indices", "target_parameters")
+"""Fields of PEFT's configurations that train weights of the base, or copies of them."""
+
 INIT_READS = {
     "weight": (),
     "random": (),
@@ -126,8 +132,20 @@ def count_with_suffix(value: Any) -> Any:
     return int(count)
 
 
+def size_with_unit(value: Any) -> Any:
+    """`24GiB` -> 25769803776, `24GB` or `24G` -> 24000000000. Anything else is left for pydantic to judge."""
+    if not isinstance(value, str):
+        return no_boolean(value)
+    match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(?:([kmgt])(i?))?b?\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"is {value!r}, not a size; write 8GiB, 8GB (8G) or bytes")
+    power = " kmgt".index((match[2] or " ").lower())
+    return int(Decimal(match[1].replace("_", "")) * (1024 if match[3] else 1000) ** power)
+
+
 Count = Annotated[int, BeforeValidator(count_with_suffix, json_schema_input_type=int | str)]
 PositiveCount = Annotated[Count, Field(ge=1)]
+Size = Annotated[int, BeforeValidator(size_with_unit, json_schema_input_type=int | str), Field(ge=1)]
 Number = Annotated[float, BeforeValidator(no_boolean), Field(allow_inf_nan=False)]
 Fraction = Annotated[Number, Field(gt=0.0, le=1.0)]
 Rate = Annotated[Number, Field(gt=0.0)]
@@ -146,6 +164,21 @@ class Section(BaseModel):
         return {name for name in self.model_fields_set if getattr(self, name) is not None}
 
 
+class MaxMemorySection(Section):
+    """How much of the frozen weights lies where; what finds no room stays on the disk. The bounds of transformers' `max_memory`."""
+
+    gpu: Size | None = Field(default=None, description="Most bytes of weights on the GPU that computes, e.g. 8GiB.")
+    cpu: Size | None = Field(
+        default=None, description="Most bytes of weights in main memory, e.g. 24GiB; null takes 9 tenths of what is free."
+    )
+
+    @model_validator(mode="after")
+    def bounds_something(self) -> "MaxMemorySection":
+        if self.gpu is None and self.cpu is None:
+            raise misfit("name gpu or cpu or both, e.g. {gpu: 8GiB, cpu: 24GiB}", "gpu", "cpu")
+        return self
+
+
 class ModelSection(Section):
     """The pre-trained base."""
 
@@ -155,6 +188,9 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16", description="Type the frozen weights are held in.")
     quantization: Literal["none", "int8", "nf4"] = Field(
         default="none", description="How the frozen linear weights are packed; int8 and nf4 need the extra `quant`."
+    )
+    max_memory: MaxMemorySection | None = Field(
+        default=None, description="Bounds of the frozen weights, for a base that fits no GPU: the rest lies in main memory and on the disk."
     )
 
 
@@ -702,6 +738,51 @@ class Recipe(Section):
             raise misfit("there is no eval entry to compare training rows with; add one, or drop it", "data.decontaminate", "eval")
         if self.model.quantization != "none" and (why := UNPACKED_METHODS.get(self.adapter.method)):
             raise misfit(f"method {self.adapter.method} {why}; write quantization: none", "model.quantization", "adapter.method")
+        return self
+
+    @model_validator(mode="after")
+    def weights_may_lie_elsewhere(self) -> "Recipe":
+        if self.model.max_memory is None:
+            return self
+        model, adapter, train = self.model, self.adapter, self.train
+        if model.quantization != "none":
+            raise misfit("packed weights stay where they are used; write quantization: none, or drop max_memory", "model.quantization")
+        if adapter.method not in OFFLOADED_METHODS:
+            raise misfit(
+                f"method {adapter.method} needs the weights at hand, and max_memory leaves some on the disk; "
+                f"write method: {' or '.join(OFFLOADED_METHODS)}, or drop max_memory",
+                "model.max_memory",
+                "adapter.method",
+            )
+        if adapter.method == "soka" and adapter.init in DATA_INITS:
+            raise misfit(
+                f"init {adapter.init} needs the gradients of weights, and max_memory leaves some on the disk; "
+                "write init: weight, or drop max_memory",
+                "model.max_memory",
+                "adapter.init",
+            )
+        if read := [name for name in READS_THE_BASE if name in adapter.config]:
+            raise misfit(
+                f"{read[0]} copies weights of the base, and max_memory leaves some on the disk; drop one of them",
+                "adapter.config",
+                "model.max_memory",
+            )
+        if not train.activation_checkpointing:
+            raise misfit(
+                "max_memory needs train.activation_checkpointing: true; the backward pass would otherwise keep every weight "
+                "that was fetched, on the device",
+                "model.max_memory",
+                "train.activation_checkpointing",
+            )
+        if train.precision == "fp32" and model.dtype != "float32":
+            raise misfit(
+                f"precision fp32 holds the weights in fp32, and max_memory would bound them in {model.dtype}; write dtype: float32",
+                "model.dtype",
+                "train.precision",
+            )
+        for name, choice, plain in (("compile", train.compile, "none"), ("strategy", train.strategy, "ddp")):
+            if choice != plain:
+                raise misfit(f"{name}: {choice} does not go with model.max_memory; drop one of them", f"train.{name}", "model.max_memory")
         return self
 
     @model_validator(mode="after")

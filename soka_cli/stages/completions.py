@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from soka_cli.models.offload import computing_device
 from soka_cli.stages.answerer import Completion, StopReason
 from soka_cli.stages.sampling import Chooser, PaddedChoice
 from soka_cli.stages.stopping import Ids, RowIsDone, Wording
@@ -110,7 +111,7 @@ class Completer:
 
     def _generate(self, prompts: list[Ids], seeds: list[int]) -> list[Completion]:
         width = max(map(len, prompts))
-        device = next(self.model.parameters()).device
+        device = computing_device(self.model)
         input_ids = torch.tensor([[self.pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)  # (B, width)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         rooms = [self.room(prompt) for prompt in prompts]

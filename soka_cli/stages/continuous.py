@@ -13,6 +13,7 @@ from transformers import AttentionInterface, ContinuousBatchingConfig, Generatio
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from soka_cli.models.offload import is_offloaded
 from soka_cli.run.resources import is_memory_full
 from soka_cli.stages.answerer import Completion
 from soka_cli.stages.completions import Completer
@@ -227,6 +228,8 @@ def refusal(model: Any, tokenizer: Any, prompts: Sequence[Ids]) -> str:
     Args:
         prompts: two of these are tried, with a few tokens each.
     """
+    if is_offloaded(model):
+        return "its weights lie in several places (model.max_memory)"
     probe = Completer(model, tokenizer, stops=(), max_new_tokens=PROBE)
     tried = sorted(filter(probe.room, prompts), key=len)[:2]
     wanted = probe.complete(tried)

@@ -111,7 +111,7 @@ def decompose_inputs(context: StageContext, base: str) -> dict[str, Any]:
     """What the factors depend on. The base counts by its content (`Checkpoint.digest`), not by where it lies, so that a run
     directory can be moved to a machine that keeps the model elsewhere. The data counts where the start is taken from it."""
     recipe = to_mapping(context.recipe)
-    model = {name: value for name, value in recipe["model"].items() if name not in ("name", "revision", "trust_remote_code")}
+    model = {name: value for name, value in recipe["model"].items() if name not in ("name", "revision", "trust_remote_code", "max_memory")}
     adapter = {
         name: value for name, value in recipe["adapter"].items() if name not in ("sigma", "product")
     }  # how training holds and computes it

@@ -34,6 +34,9 @@ from soka_cli.stages.shares import Parts, key_of
 
 Scores = dict[str, Any]
 
+NO_INPUTS = ("name", "revision", "max_memory")
+"""Of the model section: what its digest says better, and where the weights lie."""
+
 SITTING = timedelta(days=7)  # for the first process to come to an exam; the ones before may take that long
 
 
@@ -124,7 +127,7 @@ class Sitting:
     def _loaded(self) -> dict[str, Any]:
         """How the base is loaded, and which it is."""
         section = self.context.recipe.model
-        model = {name: value for name, value in to_mapping(self.context.recipe)["model"].items() if name not in ("name", "revision")}
+        model = {name: value for name, value in to_mapping(self.context.recipe)["model"].items() if name not in NO_INPUTS}
         on_base = self.model.model_sha256 is None
         folder = snapshot(section.name, revision=section.revision, offline=self.context.offline) if on_base else None
         return {"model": model, "base": Checkpoint(folder).digest if folder is not None else None}

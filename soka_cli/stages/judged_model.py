@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.base import load_base, load_folder, load_tokenizer, pick_device
+from soka_cli.models.offload import adapting, computing_device, is_offloaded, whereabouts
 from soka_cli.run.digest import file_digest, folder_digest, json_digest
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.manifest import Manifest, StageRecord
@@ -177,7 +178,9 @@ class ModelShelf:
 
     def __init__(self, context: StageContext) -> None:
         self.context = context
-        self.device = Worker.here().device(pick_device(context.device))
+        worker = Worker.here()
+        worker.require_alone(context.recipe.model)
+        self.device = worker.device(pick_device(context.device))
         self._bare_base: Any = None
         self._held: tuple[JudgedModel, Any, Any] | None = None
 
@@ -194,8 +197,16 @@ class ModelShelf:
         section = self.context.recipe.model
         if wanted.folder is not None and not wanted.is_adapter:
             self._bare_base = None
-            return load_folder(wanted.folder, dtype=section.dtype, device=self.device, trust=section.trust_remote_code)
-        base = self._bare_base or load_base(section, device=self.device, offline=self.context.offline)
+            return self._said(
+                load_folder(
+                    wanted.folder,
+                    dtype=section.dtype,
+                    device=self.device,
+                    trust=section.trust_remote_code,
+                    max_memory=section.max_memory,
+                )
+            )
+        base = self._bare_base or self._said(load_base(section, device=self.device, offline=self.context.offline))
         if wanted.folder is None:
             self._bare_base = base
             return base
@@ -208,6 +219,12 @@ class ModelShelf:
             return adapted.get_base_model()
         self.context.reporter.say("The adapter is merged into the fp32 base in memory, which changes weights by rounding alone.")
         return adapted.merge_and_unload()
+
+    def _said(self, model: Any) -> Any:
+        """The model; where it lies is told, if that is in more places than one."""
+        if is_offloaded(model):
+            self.context.reporter.say(whereabouts(model))
+        return model
 
     def _tokenizer(self, wanted: JudgedModel) -> Any:
         section = self.context.recipe.model
@@ -229,7 +246,8 @@ def with_adapter(base: Any, folder: Path) -> Any:
     import soka_cli.adapter  # noqa: F401 - registers SoKA with PEFT
 
     try:
-        return peft.PeftModel.from_pretrained(base, str(folder), torch_device=str(base.device)).eval()
+        with adapting(base):
+            return peft.PeftModel.from_pretrained(base, str(folder), torch_device=str(computing_device(base))).eval()
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if is_memory_full(error):
             raise

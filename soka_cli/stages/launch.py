@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.recipe.schema import ModelSection
 from soka_cli.run.environment import processors
 from soka_cli.run.interrupt import Interrupted
 
@@ -63,6 +64,18 @@ class Worker:
         import torch
 
         return f"cuda:{self.local_rank % max(1, torch.cuda.device_count())}"
+
+    def require_alone(self, model: ModelSection) -> None:
+        """Refuse (exit 2) several processes over a base whose weights are fetched as they are used: Accelerate trains such a one in
+        one process, and each would take the main memory that is named for all."""
+        if model.max_memory is not None and self.count > 1:
+            raise SokaError(
+                f"{self.count} processes can't share a base whose weights lie in several places.",
+                where="model.max_memory",
+                why="each would fetch them for itself",
+                hint="--num-processes 1; or model.max_memory=null, and for several GPUs train.strategy=fsdp2",
+                exit_code=ExitCode.USAGE,
+            )
 
     # ---- one word from the first process to the others
 

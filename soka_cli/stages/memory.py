@@ -53,7 +53,7 @@ def estimate(recipe: Recipe, base: Dimensions, sizes: AdapterSizes, *, world: in
     if recipe.train.activation_checkpointing:
         kept = checkpointed(base, recipe, tokens, kept, scores)
     return Memory(
-        weights=held if kind is None else packed_weights(base, width, kind),
+        weights=bounded(recipe, held) if kind is None else packed_weights(base, width, kind),
         adapter=adapter(sizes),
         gradients=gradients_beside(trained, kept + scores, accumulated=recipe.train.batch_size > world * recipe.train.micro_batch_size),
         optimizer=optimizer(trained),
@@ -89,6 +89,13 @@ def start_memory(recipe: Recipe, base: Dimensions) -> Memory | None:
 def weights(base: Dimensions, held: int, computed: int) -> int:
     """Every parameter once, P x held bytes; where autocast computes in a narrower type, the graph keeps each weight in that as well."""
     return base.parameters * (held + (computed if computed < held else 0))
+
+
+def bounded(recipe: Recipe, held: int) -> int:
+    """Of the weights what the computing device holds under `model.max_memory`: its bound, in which Accelerate keeps room for the
+    largest block that is fetched. `held` where that is less, or nothing is bounded."""
+    bounds = recipe.model.max_memory
+    return held if bounds is None else min(held, bounds.gpu or bounds.cpu or held)
 
 
 def packed_weights(base: Dimensions, width: int, kind: str) -> int:

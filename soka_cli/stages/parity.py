@@ -14,6 +14,7 @@ from soka_cli.data.encode import encode_prompt
 from soka_cli.data.load import load_rows, load_source
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.base import load_base, load_folder, load_tokenizer
+from soka_cli.models.offload import adapting
 from soka_cli.stages.context import StageContext
 from soka_cli.tasks.base import task_named
 from soka_cli.tasks.protocol import protocol_named
@@ -53,11 +54,14 @@ def compare(context: StageContext, merged: Path, dtype: str, device: str) -> Par
     section = context.recipe.model.model_copy(update={"dtype": "float32", "quantization": "none"})
     prompts = parity_prompts(context)
     with context.reporter.task("compare logits", total=2, unit="models") as task:
-        adapted = PeftModel.from_pretrained(load_base(section, device=device, offline=context.offline), str(context.layout.adapter)).eval()
+        base = load_base(section, device=device, offline=context.offline)
+        with adapting(base):
+            adapted = PeftModel.from_pretrained(base, str(context.layout.adapter)).eval()
         expected = logits(adapted, prompts, device)
-        del adapted
+        del base, adapted
         task.advance(1, model="adapter")
-        found = logits(load_folder(merged, dtype="float32", device=device, trust=section.trust_remote_code), prompts, device)
+        whole = load_folder(merged, dtype="float32", device=device, trust=section.trust_remote_code, max_memory=section.max_memory)
+        found = logits(whole, prompts, device)
         task.advance(1, model="merged")
     parity = judged(expected, found, tolerated_share(dtype))
     if not parity.max_abs_logit_error <= parity.tolerance:

@@ -9,7 +9,7 @@ from typing import Any
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.kron.shape import KronShape
 from soka_cli.recipe.places import shown
-from soka_cli.recipe.schema import AdapterSection
+from soka_cli.recipe.schema import AdapterSection, ModelSection
 from soka_cli.run.resources import available_memory
 from soka_cli.run.write import write_json
 from soka_cli.stages.baselines import by_formula, laid_out, lora_parameters
@@ -19,7 +19,7 @@ from soka_cli.stages.ledger_table import ledger_table
 from soka_cli.stages.length import Length, length
 from soka_cli.stages.like_rank import lokr_span
 from soka_cli.stages.matching import settled
-from soka_cli.stages.memory import Memory, estimate, start_memory
+from soka_cli.stages.memory import BYTES, Memory, estimate, start_memory
 from soka_cli.stages.outcome import Cell, Outcome, Sample, Table
 from soka_cli.stages.plan_costs import cost_figures, cost_tables, effort_note, truncation_note
 from soka_cli.stages.sizes import PlannedModule, adapter_sizes, adapter_totals, budget_left, counted_modules, planned_modules
@@ -330,6 +330,8 @@ def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModu
     if (kind := context.recipe.model.quantization) != "none" or base.packed is not None:
         share = f"the {base.linear:,} parameters of linear layers are held as {kind if kind != 'none' else base.packed}, the rest in fp32"
         found.append(f"{share}; adapter and merge are those of the float model")
+    if context.recipe.model.max_memory is not None:
+        found.append(bounds_note(context.recipe.model, base.parameters))
     if (start := figures["start_memory"]) is not None:
         found.append(start_note(context, start["total"]))
     return [
@@ -339,6 +341,19 @@ def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModu
         *truncation_note(steps),
         *(f"training rows: {sentence}" for sentence in steps.row_notes),
     ]
+
+
+def bounds_note(model: ModelSection, parameters: int) -> str:
+    """Where the weights lie under max_memory, at the most."""
+    assert model.max_memory is not None
+    left, parts = parameters * BYTES[model.dtype], []
+    for bound, place in ((model.max_memory.gpu, "on a GPU"), (model.max_memory.cpu, "in main memory")):
+        if bound is not None:
+            parts.append(f"at most {min(bound, left) / 1e9:.2f} GB {place}")
+            left -= min(bound, left)
+    rest = "on the disk" if model.max_memory.cpu is not None else "in main memory as far as that is free"
+    whole = f"max_memory: of {parameters * BYTES[model.dtype] / 1e9:.2f} GB of weights {', '.join(parts)}"
+    return f"{whole}, {left / 1e9:.2f} GB {rest}; these are fetched in every pass, forward and backward"
 
 
 def budget_note(adapter: AdapterSection, modules: Sequence[PlannedModule], trained: dict[str, int]) -> str:

@@ -31,6 +31,7 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.apart import require_apart
 from soka_cli.models.base import load_base, load_tokenizer, pick_device
 from soka_cli.models.checkpoint import Checkpoint
+from soka_cli.models.offload import adapting, is_offloaded, whereabouts
 from soka_cli.models.quantised import is_packed, prepare_training, require_bitsandbytes, require_fit
 from soka_cli.models.snapshot import snapshot
 from soka_cli.recipe.resolved import to_mapping, to_yaml
@@ -90,6 +91,7 @@ def train(context: StageContext) -> Outcome:
     """
     worker = Worker.here()
     _require_whole_batches(context.recipe.train, worker.count)
+    worker.require_alone(context.recipe.model)
     require_trackers(context.recipe.train.trackers)
     _require_optimizer(context.recipe.train.optimizer)
     if (kind := context.recipe.model.quantization) != "none":
@@ -319,6 +321,8 @@ class _Training:
         section = self.recipe.model
         model = load_base(section, device=str(self.device), offline=self.context.offline)
         model.name_or_path = model.config._name_or_path = section.name  # PEFT writes it into the adapter: the recipe's, not this machine's
+        if is_offloaded(model):
+            self.context.reporter.say(whereabouts(model))
         if is_packed(model):
             self._refuse_packed()
             model = prepare_training(model, torch.float32 if self.recipe.train.precision == "fp32" else torch.bfloat16)
@@ -334,7 +338,8 @@ class _Training:
         if self.adapter.method == "soka":
             attached = attach_factors(model, config, self.layout.factors)
         else:
-            attached = attach(model, config, foreign=self.adapter.method == "peft")
+            with adapting(model):
+                attached = attach(model, config, foreign=self.adapter.method == "peft")
             if is_packed(model):
                 require_fit(attached, self.adapter.method, self.device)
         if self.recipe.train.init_from is not None:

@@ -11,6 +11,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from soka_cli.data.encode import IGNORED
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.models.offload import adapting
 from soka_cli.stages.checkpoints import Checkpoints
 from soka_cli.stages.sharded import is_by_name, is_sharded, optimizer_state, restore_optimizer, whole, whole_state
 from soka_cli.stages.shortage import untouched_random_state
@@ -253,7 +254,8 @@ class RunTrainer(Trainer):
             return
         kept, self.is_fsdp_enabled = self.is_fsdp_enabled, False
         try:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with adapting(self.model):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
         finally:
             self.is_fsdp_enabled = kept
 

@@ -317,6 +317,21 @@ EDITS: dict[str, tuple[str, str, list[tuple[int, str]]]] = {
         "    target: answer\n    filter: {lang: [a]}",
         [(12, "data.train.filter.lang is a list")],
     ),
+    "bounds of nothing": (
+        "  name: acme/small",
+        "  name: acme/small\n  max_memory: {}",
+        [(3, "model.max_memory: name gpu or cpu or both")],
+    ),
+    "a size that is none": (
+        "  name: acme/small",
+        "  name: acme/small\n  max_memory: {gpu: 8 gigs}",
+        [(3, "not a size; write 8GiB, 8GB (8G) or bytes")],
+    ),
+    "offloaded without activation checkpointing": (
+        "  name: acme/small",
+        "  name: acme/small\n  max_memory: {cpu: 1GB}",
+        [(3, "max_memory needs train.activation_checkpointing: true")],
+    ),
 }
 
 OVERRIDES: dict[str, tuple[str, str]] = {
