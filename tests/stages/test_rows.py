@@ -108,6 +108,7 @@ def test_each_pass_reads_every_row_once_and_epochs_are_counted(
     context = trained(
         tmp_path, "run", llama_folder, gsm8k_file, train={"steps": None, "epochs": 2, "batch_size": 10, "micro_batch_size": 5}
     )
+    read = read[5:]  # before the first step the longest micro-batch is tried
     assert len(read) == 50 and sorted(read[:24]) == sorted(read[24:48]) == list(range(24)) and read[:24] != read[24:48]
     assert curve(context, "epoch")[0] == pytest.approx([10 / 24, 20 / 24, 30 / 24, 40 / 24, 50 / 24])
 
