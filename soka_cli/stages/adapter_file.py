@@ -42,7 +42,7 @@ UNDERSTOOD = frozenset(
     (
         "alpha", "auto_mapping", "base_model_name_or_path", "decompose_both", "decompose_factor", "exclude_modules",
         "inference_mode", "init", "init_lora_weights", "init_weights", "lora_alpha", "lora_dropout", "megatron_core",
-        "module_dropout", "peft_type", "peft_version", "qalora_group_size", "r", "rank", "rank_dropout", "rank_pattern",
+        "module_dropout", "peft_type", "peft_version", "product", "qalora_group_size", "r", "rank", "rank_dropout", "rank_pattern",
         "revision", "seed", "shape", "shape_pattern", "sigma", "target_modules", "task_type", "use_effective_conv2d", "use_rslora",
     )
 )  # fmt: skip

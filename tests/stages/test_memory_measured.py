@@ -11,7 +11,8 @@ from soka_cli.run.layout import RunLayout
 from soka_cli.stages.context import StageContext
 from tests.builders import shared_folder
 
-SOKA = "{method: soka, target_modules: all-linear, rank: {rule: fixed, value: 2}}"
+# Merged matrices that a CPU keeps where its memory has room are no part of the plan (docs/speed.md).
+SOKA = "{method: soka, target_modules: all-linear, rank: {rule: fixed, value: 2}, product: factored}"
 LORA = "{method: lora, target_modules: [q_proj, v_proj], rank: {rule: fixed, value: 8}}"
 PISSA = "{method: pissa, target_modules: all-linear, rank: {rule: fixed, value: 16}}"
 FULL = "{method: full}"
