@@ -1,10 +1,12 @@
 """Kronecker sums and their gradients as plain matrix products on operands laid out for them, a block of vectors at a time.
 
-Everything here takes K = sum_k L_k (x) R_k, weights multiplied into L. No autograd: `linear.py` has the functions that save
-little and call this. The readable definitions are in `product.py`.
+Everything here takes K = sum_k L_k (x) R_k, weights multiplied into L. On a GPU the kernels of `kernels.py` do it. No autograd:
+`linear.py` has the functions that save little and call this. The readable definitions are in `product.py`.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +87,8 @@ def apply_terms(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     Returns:
         [T, m*p].
     """
+    if (kernels := _fused(x, left, right)) is not None:
+        return kernels.apply_terms(x, left, right)
     return LaidOut.of(left, right)(x)
 
 
@@ -102,6 +106,8 @@ def term_gradients(x: Tensor, gradient: Tensor, left: Tensor, right: Tensor) -> 
     Returns:
         dL [r, m, n] and dR [r, p, q], summed over blocks in fp32 or better.
     """
+    if (kernels := _fused(x, left, right)) is not None:
+        return kernels.term_gradients(x, gradient, left, right)
     rank, m, n = left.shape
     _, p, q = right.shape
     right_first, left_first = order_costs(KronShape(m, n, p, q))
@@ -167,6 +173,15 @@ def add_terms(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
     rearranged = left.reshape(rank, m * n).T @ right.reshape(rank, p * q)  # (m*n, p*q)
     total = weight.reshape(m, p, n, q) + rearranged.view(m, n, p, q).transpose(1, 2)
     return total.reshape(m * p, n * q)
+
+
+def _fused(x: Tensor, left: Tensor, right: Tensor) -> Any:
+    """The module of fused kernels where they can take these: on a GPU with Triton, not while a compiler traces, which fuses by itself."""
+    if not x.is_cuda or torch.compiler.is_compiling() or find_spec("triton") is None:
+        return None
+    from soka_cli.kron import kernels
+
+    return kernels if kernels.fits(KronShape(*left.shape[1:], *right.shape[1:]), x.dtype) else None
 
 
 def _block_length(x: Tensor, values: int) -> int:
