@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
             wall[name].append(time.perf_counter() - started[0])
             processor[name].append(time.process_time() - started[1])
             assert texts == wanted, f"{name} writes other words"
+            print(f"{name}: {wall[name][-1]:.1f} s, {processor[name][-1]:.1f} s of processor time", file=sys.stderr, flush=True)
     lengths = sorted(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
     written = sum(len(tokenizer(text, add_special_tokens=False).input_ids) for text in wanted)
     print(
