@@ -1,6 +1,6 @@
 """python -m benchmarks: every measurement that needs no argument."""
 
-from benchmarks import decompose, evaluate, merge, sandbox, startup, streaming
+from benchmarks import decompose, evaluate, layer, merge, sandbox, startup, streaming, train
 
 if __name__ == "__main__":
     startup.main()
@@ -8,4 +8,6 @@ if __name__ == "__main__":
     streaming.main()
     merge.main([])
     evaluate.main([])
+    layer.main([])
+    train.main([])
     sandbox.main()
