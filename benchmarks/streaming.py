@@ -1,7 +1,7 @@
 """What `soka decompose` holds in memory and how long it takes as a checkpoint grows, and what reading ahead gains.
 
-python -m benchmarks.streaming [--width 1024] [--inner 2816] [--layers 1 2 4 8] [--repeats 3] [--power-law]
-python -m benchmarks.streaming --width 4096 --inner 11008 --layers 1 2     (layers of LLaMA-2-7B's sizes; it has 32)
+python -m benchmarks.streaming [--width 1024] [--inner 2816] [--layers 1 2 4 8] [--repeats 5] [--power-law]
+python -m benchmarks.streaming --width 4096 --inner 11008 --layers 1 2 --parts growth     (layers of LLaMA-2-7B's sizes; it has 32)
 
 Whole processes on synthetic Llama checkpoints (Gaussian bf16 weights, or with rows scaled by k^-0.5; one shard a layer, all
 seven projections, rule min with max 16). Peak RSS is the kernel's count for the process; seconds of work are those between the
@@ -9,6 +9,7 @@ first tensor and the last part.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -47,8 +49,8 @@ def weight(size: tuple[int, int], generator: torch.Generator, power_law: bool) -
     return (values / torch.arange(1, size[0] + 1)[:, None].sqrt() if power_law else values).bfloat16()
 
 
-def synthetic_llama(folder: Path, *, width: int, inner: int, layers: int, power_law: bool, seed: int = 0) -> int:
-    """A Llama checkpoint of random bf16 weights; returns its bytes."""
+def synthetic_llama(folder: Path, *, width: int, inner: int, layers: int, power_law: bool, seed: int = 0) -> None:
+    """A Llama checkpoint of random bf16 weights."""
     folder.mkdir(parents=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -80,7 +82,6 @@ def synthetic_llama(folder: Path, *, width: int, inner: int, layers: int, power_
         save_file(held, folder / file, metadata={"format": "pt"})
     weight_map = {name: file for file, held in shards.items() for name in held}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def recipe(folder: Path, model: Path) -> Path:
@@ -115,15 +116,56 @@ def measured(folder: Path, model: Path, how: str) -> tuple[float, float]:
     return float(seconds), float(resident)
 
 
-def growth(folder: Path, options: argparse.Namespace) -> None:
-    print("| layers | weights MB | peak RSS MB | seconds | seconds a layer |\n| --- | --- | --- | --- | --- |")
+def made(folder: Path, options: argparse.Namespace, count: int) -> Path:
+    """A model of so many layers."""
+    model = folder / f"llama-{count}"
     inner = options.inner or options.width * 11 // 4
-    for count in options.layers:
-        model = folder / f"llama-{count}"
-        size = synthetic_llama(model, width=options.width, inner=inner, layers=count, power_law=options.power_law)
+    synthetic_llama(model, width=options.width, inner=inner, layers=count, power_law=options.power_law)
+    return model
+
+
+def growth(folder: Path, options: argparse.Namespace) -> list[Path]:
+    """The table, and the models it is of, the largest last."""
+    print("| layers | weights MB | peak RSS MB | seconds (least-most) | seconds a layer |\n| --- | --- | --- | --- | --- |")
+    models = [made(folder, options, count) for count in sorted(options.layers)]
+    for count, model in zip(sorted(options.layers), models, strict=True):
+        size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         runs = [measured(folder, model, "ahead") for _ in range(options.repeats)]
-        seconds, resident = (statistics.median(values) for values in zip(*runs, strict=True))
-        print(f"| {count} | {size / 1e6:.0f} | {resident / 1e6:.0f} | {seconds:.2f} | {seconds / count:.2f} |", flush=True)
+        spent, resident = (list(values) for values in zip(*runs, strict=True))
+        seconds, between = statistics.median(spent), f"{min(spent):.2f}-{max(spent):.2f}"
+        print(f"| {count} | {size / 1e6:.0f} | {max(resident) / 1e6:.0f} | {seconds:.2f} ({between}) | {seconds / count:.2f} |", flush=True)
+    return models
+
+
+def launched(folder: Path, model: Path, processes: int) -> tuple[float, list[int]]:
+    """Seconds of a whole `soka decompose --num-processes`, start-up included, and peak resident bytes of each process."""
+    run = tempfile.mkdtemp(dir=folder)
+    words = ["decompose", "--recipe", str(recipe(folder, model)), "--run", f"{run}/run", "--device", "cpu", "--quiet"]
+    started = time.perf_counter()
+    process = psutil.Popen([sys.executable, "-m", "soka_cli", *words, "--num-processes", str(processes)], stdout=subprocess.DEVNULL)
+    peaks: dict[int, int] = {}
+    while process.poll() is None:
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                peaks[one.pid] = max(peaks.get(one.pid, 0), one.memory_info().rss)
+        time.sleep(0.1)
+    assert process.returncode == 0, f"exit {process.returncode}"
+    return time.perf_counter() - started, sorted(peaks.values(), reverse=True)[:processes]
+
+
+def sharing(folder: Path, models: list[Path], repeats: int) -> None:
+    """One process on all cores against two on half of them each; what a further layer costs tells start-up apart."""
+    print("\n| model | processes | seconds in all (least-most) | peak RSS MB of each |\n| --- | --- | --- | --- |")
+    for model in models:
+        runs: dict[int, list[tuple[float, list[int]]]] = {1: [], 2: []}
+        for _ in range(repeats):
+            for processes, found in runs.items():
+                found.append(launched(folder, model, processes))
+        for processes, found in runs.items():
+            spent = [seconds for seconds, _ in found]
+            peaks = ", ".join(f"{peak / 1e6:.0f}" for peak in found[-1][1])
+            between = f"{min(spent):.1f}-{max(spent):.1f}"
+            print(f"| {model.name} | {processes} | {statistics.median(spent):.1f} ({between}) | {peaks} |", flush=True)
 
 
 def reading(folder: Path, model: Path) -> float:
@@ -168,13 +210,17 @@ def main() -> None:
     parser.add_argument("--inner", type=int, help="width of the feed-forward; 2.75 times the width where it is not given")
     parser.add_argument("--power-law", action="store_true")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=["growth", "sharing", "reading"], default=["growth", "reading"])
     options = parser.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="soka-streaming-") as name:
         folder = Path(name)
-        growth(folder, options)
-        reading_ahead(folder, folder / f"llama-{max(options.layers)}", options.repeats)
+        models = growth(folder, options) if "growth" in options.parts else [made(folder, options, count) for count in options.layers]
+        if "sharing" in options.parts:
+            sharing(folder, models, options.repeats)
+        if "reading" in options.parts:
+            reading_ahead(folder, models[-1], options.repeats)
     print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, {time.perf_counter() - started:.0f} s in all")
 
 

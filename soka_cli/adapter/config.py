@@ -1,7 +1,7 @@
 """SokaConfig: what a SoKA adapter is made of, in PEFT's terms."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftConfig, PeftType
 from peft.utils.other import get_pattern_key
 
-from soka_cli.kron import PLANS, KronShape, RankRule, choose_shape
+from soka_cli.kron import PLANS, KronFactors, KronShape, RankRule, choose_shape
 from soka_cli.recipe.schema import INIT_READS, count_with_suffix
 
 PRODUCTS = ("auto", *PLANS)
@@ -36,8 +36,12 @@ def soka_type(members: Any = PeftType) -> Any:
 
 SOKA = soka_type()
 
-SIGMAS = ("separate", "split")
-"""How a start's sigma is held: by itself, or folded into both factors."""
+SIGMAS: dict[str, Callable[[KronFactors], KronFactors]] = {
+    "separate": lambda start: start,
+    "split": KronFactors.with_sigma_split,
+    "rms": KronFactors.with_rms_one,
+}
+"""How a start's sigma is held: by itself beside factors of norm 1, folded into both factors, or beside factors of rms 1."""
 
 
 def _find(pattern: dict[str, Any], module_name: str) -> Any:

@@ -16,7 +16,7 @@ from peft.utils.quantization_utils import Bnb4bitBackend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from soka_cli.adapter.config import SokaConfig
+from soka_cli.adapter.config import SIGMAS, SokaConfig
 from soka_cli.adapter.start import Start, make_start
 from soka_cli.kron import (
     Kept,
@@ -144,7 +144,7 @@ class SokaLayer(BaseTunerLayer):
 
     def start_from(self, adapter_name: str, config: SokaConfig, start: KronFactors) -> None:
         """Give the adapter its start, and present terms that equal it, or by `init_weights=False` do not."""
-        start = start.with_sigma_split() if config.sigma == "split" else start
+        start = SIGMAS[config.sigma](start)
         self.set_factors(adapter_name, *((start, start) if config.init_weights else _apart(start)))
 
     def set_factors(self, adapter_name: str, start: KronFactors, present: KronFactors | None = None) -> None:

@@ -55,6 +55,11 @@ class KronFactors:
         root = self.sigma.sqrt()[:, None, None]
         return KronFactors(root * self.left, root * self.right, torch.ones_like(self.sigma))
 
+    def with_rms_one(self) -> "KronFactors":
+        """The same sum with factors of norm 1 scaled to entries of root mean square 1, and sigma divided by as much."""
+        left, right = self.left[0].numel() ** 0.5, self.right[0].numel() ** 0.5
+        return KronFactors(left * self.left, right * self.right, self.sigma / (left * right))
+
 
 @dataclass
 class Decomposition:

@@ -326,8 +326,9 @@ class AdapterSection(Section):
     init_rows: PositiveCount = Field(default=64, description="Training rows of the gradient, or of each early step, in rows.")
     init_steps: PositiveCount = Field(default=10, description="Early steps of full training, whose update is decomposed.")
     init_lr: Rate = Field(default=1e-4, description="Learning rate of the early steps.")
-    sigma: Literal["separate", "split"] = Field(
-        default="separate", description="split folds sqrt(sigma) into both factors, so that sigma starts at 1; files and count stay."
+    sigma: Literal["separate", "split", "rms"] = Field(
+        default="separate",
+        description="Factors of norm 1; split folds sqrt(sigma) into both, rms scales both to entries of rms 1. Files and count stay.",
     )
     alpha: Rate | None = Field(default=None, description="Scale of lora, pissa, lokr and dora; null takes the rank.")
     match_parameters: MatchedParameters | None = Field(

@@ -199,6 +199,23 @@ def test_split_sigma_starts_as_the_base_with_the_same_files_and_count(tmp_path: 
                 torch.testing.assert_close(norms, tensors["separate"][name].sqrt())
 
 
+def test_factors_of_rms_one_start_as_the_base_with_the_same_files_and_count(tmp_path: Path, llama_folder: Path) -> None:
+    outcomes, tensors = {}, {}
+    for sigma in ("separate", "rms"):
+        context = context_of(tmp_path, llama_folder, {"method": "soka", "rank": RANK, "sigma": sigma}, run=sigma, train={"steps": 1})
+        outcomes[sigma] = train(context).figures
+        tensors[sigma] = load_file(context.layout.adapter_weights)
+    assert outcomes["separate"]["trainable_parameters"] == outcomes["rms"]["trainable_parameters"]
+    assert outcomes["separate"]["first_loss"] == outcomes["rms"]["first_loss"]
+    for name in (name for name in tensors["rms"] if name.endswith("start_sigma")):
+        scale = 1.0
+        for part in ("start_U", "start_V"):
+            factor = tensors["rms"][name.replace("start_sigma", part)]
+            torch.testing.assert_close(factor.square().mean((1, 2)), torch.ones(len(factor)))
+            scale *= factor[0].numel() ** 0.5
+        torch.testing.assert_close(tensors["rms"][name] * scale, tensors["separate"][name])
+
+
 def test_sigmas_handling_leaves_the_decomposition_alone(tmp_path: Path, llama_folder: Path) -> None:
     from soka_cli.stages.decompose import decompose
 
