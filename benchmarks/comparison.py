@@ -1,6 +1,6 @@
 """SoKA beside LoRA, PiSSA, DoRA, LoKr and full fine-tuning on small trained models, each at its own best learning rate.
 
-python -m benchmarks.comparison SETTING [--jobs 2] [--runs runs/comparison] [--methods NAME ...] [--only rates | final | table] [--round N]
+python -m benchmarks.comparison SETTING [--jobs 2] [--runs runs/comparison] [--methods NAME ...] [--only rates | table] [--round N]
 
 Two sweeps a setting. `rates` looks for each method's best learning rate on validation rows, one seed: three rates a factor of four
 apart, then by factors of two until both neighbours of the best one were tried. `final` takes the best rate of each, three other
@@ -16,61 +16,79 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.contest import METHODS, SETTINGS, Setting
+from benchmarks.contest import METHODS, SECOND_RATES, SETTINGS, Setting
 
 HERE = Path(__file__).parent / "results" / "comparison"
 FIRST_RATES = (1.25e-3, 5e-3, 2e-2)
 SEEDS = (1, 2, 3)
-MOST_ROUNDS = 8
+MOST_LOOKS = 8
 
 
-def recipe_file(setting: Setting, part: str, methods: dict[str, dict[str, Any]], seeds: tuple[int, ...], number: int) -> Path:
-    """The recipe of one sweep, with its command above it."""
-    path = HERE / f"{setting.name}-{part}{'' if number == 1 else f'-{number}'}.yaml"
-    recipe = setting.recipe(HERE, test=part == "final")
-    asked = part == "final" and setting.eval
-    recipe["sweep"] = {"methods": methods, "seeds": list(seeds), "stages": "eval" if asked else "train", "metric": "eval_loss"}
-    header = (
-        f"# {setting.about}\n# {'Learning rates on validation rows.' if part == 'rates' else 'Best rates on test rows, three seeds.'}\n"
-        f"#   soka sweep -r benchmarks/results/comparison/{path.name} --jobs 2\n"
-    )
-    HERE.mkdir(parents=True, exist_ok=True)
-    path.write_text(header + yaml.safe_dump(recipe, sort_keys=False, width=130, default_flow_style=None), encoding="utf-8")
-    return path
+@dataclass(frozen=True)
+class Part:
+    """One of a setting's sweeps: `rates` or `final`, and the round that it belongs to."""
+
+    setting: Setting
+    kind: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting.name}-{self.kind}" + ("" if self.number == 1 else f"-{self.number}")
+
+    def recipe(self, methods: dict[str, dict[str, Any]]) -> Path:
+        """The sweep's recipe file, with its command above it."""
+        final = self.kind == "final"
+        recipe = self.setting.recipe(HERE, test=final)
+        stages = "eval" if final and self.setting.eval else "train"
+        recipe["sweep"] = {"methods": methods, "seeds": list(SEEDS if final else (0,)), "stages": stages, "metric": "eval_loss"}
+        about = "Each method at its best rate, on test rows, three seeds." if final else "Learning rates, on validation rows."
+        header = f"# {self.setting.about}.\n# {about}\n#   soka sweep -r benchmarks/results/comparison/{self.name}.yaml --jobs 2\n"
+        HERE.mkdir(parents=True, exist_ok=True)
+        path = HERE / f"{self.name}.yaml"
+        path.write_text(header + yaml.safe_dump(recipe, sort_keys=False, width=130, default_flow_style=None), encoding="utf-8")
+        return path
+
+    def run(self, methods: dict[str, dict[str, Any]], root: Path, jobs: int) -> list[dict[str, Any]]:
+        """Run the sweep and read what its runs came to; runs that diverged have no metric."""
+        words = ["sweep", "-r", str(self.recipe(methods)), "-d", str(root / self.name), "--jobs", str(jobs), "--device", "cpu", "--quiet"]
+        done = subprocess.run([sys.executable, "-m", "soka_cli", *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+        if done.returncode not in (0, 9):
+            raise SystemExit(f"{self.name}: exit {done.returncode}")
+        return read(root / self.name)
 
 
-def swept(path: Path, root: Path, jobs: int) -> list[dict[str, Any]]:
-    """Run a sweep and read what its runs came to; runs that diverged stay without a metric."""
-    command = [
-        sys.executable,
-        "-m",
-        "soka_cli",
-        "sweep",
-        "-r",
-        str(path),
-        "-d",
-        str(root),
-        "--jobs",
-        str(jobs),
-        "--device",
-        "cpu",
-        "--quiet",
-    ]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-    if done.returncode not in (0, 9):
-        raise SystemExit(f"{path.name}: exit {done.returncode}")
-    found: list[dict[str, Any]] = json.loads((root / "sweep.json").read_text(encoding="utf-8"))["runs"]
-    return found
+def read(sweep: Path) -> list[dict[str, Any]]:
+    """The runs of a sweep directory, each with its folder."""
+    runs = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["runs"]
+    return [run | {"folder": sweep / run["name"]} for run in runs]
 
 
-def losses(runs: list[dict[str, Any]], method: str) -> dict[float, float]:
+def entries(name: str, setting: Setting, tried: set[float]) -> dict[str, dict[str, Any]]:
+    """The method's entries in a sweep: one with a grid of rates; one for each rate where a second rate goes with it."""
+    options = METHODS[name](setting)
+    if name not in SECOND_RATES:
+        return {name: {"set": options, "grid": {"train.lr": sorted(tried)}}}
+    option, times = SECOND_RATES[name]
+    return {f"{name}.{rate:g}": {"set": options | {"train.lr": rate, option: times * rate}} for rate in sorted(tried)}
+
+
+def of_method(runs: list[dict[str, Any]], name: str) -> list[tuple[float, dict[str, Any]]]:
+    """A method's runs with their learning rates."""
+    if name in SECOND_RATES:
+        return [(float(run["method"].removeprefix(f"{name}.")), run) for run in runs if run["method"].startswith(f"{name}.")]
+    return [(run["values"]["train.lr"], run) for run in runs if run["method"] == name]
+
+
+def losses(runs: list[dict[str, Any]], name: str) -> dict[float, float]:
     """Loss by learning rate; one that diverged counts as infinite."""
-    return {run["values"]["train.lr"]: math.inf if run["metric"] is None else run["metric"] for run in runs if run["method"] == method}
+    return {rate: math.inf if run["metric"] is None else run["metric"] for rate, run in of_method(runs, name)}
 
 
 def untried(tried: dict[float, float]) -> set[float]:
@@ -82,10 +100,10 @@ def untried(tried: dict[float, float]) -> set[float]:
 
 def rates(setting: Setting, names: list[str], root: Path, jobs: int, number: int) -> dict[str, float]:
     """Each method's best rate."""
+    part = Part(setting, "rates", number)
     grids = {name: set(FIRST_RATES) for name in names}
-    for _ in range(MOST_ROUNDS):
-        methods = {name: {"set": METHODS[name](setting), "grid": {"train.lr": sorted(grids[name])}} for name in names}
-        runs = swept(recipe_file(setting, "rates", methods, (0,), number), root / f"{setting.name}-rates", jobs)
+    for _ in range(MOST_LOOKS):
+        runs = part.run({key: one for name in names for key, one in entries(name, setting, grids[name]).items()}, root, jobs)
         missing = {name: untried(losses(runs, name)) for name in names}
         if not any(missing.values()):
             break
@@ -93,11 +111,6 @@ def rates(setting: Setting, names: list[str], root: Path, jobs: int, number: int
             grids[name] |= more
     found = {name: losses(runs, name) for name in names}
     return {name: min(tried, key=lambda rate, tried=tried: tried[rate]) for name, tried in found.items()}
-
-
-def final(setting: Setting, best: dict[str, float], root: Path, jobs: int, number: int) -> None:
-    methods = {name: {"set": METHODS[name](setting), "grid": {"train.lr": [rate]}} for name, rate in best.items()}
-    swept(recipe_file(setting, "final", methods, SEEDS, number), root / f"{setting.name}-final", jobs)
 
 
 # ---- the table
@@ -129,44 +142,34 @@ def spread(values: list[float]) -> str:
 
 
 def table(setting: Setting, root: Path) -> None:
-    """Rows by loss; differences are paired by seed, against LoRA at 100%."""
-    folder = root / f"{setting.name}-final"
-    runs = [run for run in json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"] if run["metric"] is not None]
-    by_method: dict[str, list[dict[str, Any]]] = {}
-    for run in sorted(runs, key=lambda one: one["seed"]):
-        by_method.setdefault(run["method"], []).append(run)
-    peer = {run["seed"]: run["metric"] for run in by_method["lora"]}
+    """All rounds' methods by loss; differences are paired by seed, against LoRA at 100%."""
+    runs = [run for sweep in sorted(root.glob(f"{setting.name}-final*")) for run in read(sweep) if run["metric"] is not None]
+    by_method = {name: found for name in METHODS if (found := sorted(of_method(runs, name), key=lambda one: one[1]["seed"]))}
+    peer = {run["seed"]: run["metric"] for _, run in by_method["lora"]}
     goal = statistics.mean(peer.values())
-    score = setting.stages != "train"
-    columns = [
-        "method",
-        "parameters",
-        "rate",
-        "test loss",
-        "less than LoRA",
-        f"steps to {goal:.3f}",
-        "gradient norm",
-        *(["strict"] if score else []),
-    ]
+    columns = ["method", "parameters", "rate", "test loss", "less than LoRA", f"steps to {goal:.3f}", "gradient norm"]
+    columns += ["strict %"] if setting.eval else []
     print(f"\n{setting.about}\n\n" + "| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
-    for name, found in sorted(by_method.items(), key=lambda item: statistics.mean(run["metric"] for run in item[1])):
-        places = [folder / Path(run["run"]).name for run in found]
-        differences = [peer[run["seed"]] - run["metric"] for run in found if run["seed"] in peer]
-        reached = statistics.median(steps_to(curve(place), goal) for place in places)
+    for name, seeds in sorted(by_method.items(), key=lambda item: statistics.mean(run["metric"] for _, run in item[1])):
+        found = [run for _, run in seeds]
+        reached = statistics.median(steps_to(curve(run["folder"]), goal) for run in found)
         cells = [
             name,
             f"{found[0]['parameters']:,}",
-            f"{found[0]['values']['train.lr']:.2g}",
+            f"{seeds[0][0]:.3g}",
             spread([run["metric"] for run in found]),
-            spread(differences),
+            spread([peer[run["seed"]] - run["metric"] for run in found if run["seed"] in peer]),
             "never" if math.isinf(reached) else f"{reached:.0f}",
-            f"{statistics.median(gradient_norms(place) for place in places):.2f}",
+            f"{statistics.median(gradient_norms(run['folder']) for run in found):.2f}",
         ]
-        if score:
-            entry = next(iter(sorted((places[0] / "eval").iterdir()))).name
-            answers = [json.loads((place / "eval" / entry / "scores.json").read_text(encoding="utf-8")) for place in places]
-            cells.append(spread([100 * one["metrics"]["strict"]["value"] for one in answers]))
+        cells += [spread([strict(run["folder"]) for run in found])] if setting.eval else []
         print("| " + " | ".join(cells) + " |")
+
+
+def strict(run: Path) -> float:
+    """Percent of the test problems that the adapter answered."""
+    (scores,) = (run / "eval").glob("*-adapter/scores.json")
+    return 100 * float(json.loads(scores.read_text(encoding="utf-8"))["metrics"]["strict"]["value"])
 
 
 def main() -> None:
@@ -175,7 +178,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), help="instead of the setting's own")
-    parser.add_argument("--only", choices=["rates", "final", "table"])
+    parser.add_argument("--only", choices=["rates", "table"])
     parser.add_argument("--round", type=int, default=1, help="names the recipes of a further round")
     options = parser.parse_args()
     setting = SETTINGS[options.setting]
@@ -183,7 +186,8 @@ def main() -> None:
         best = rates(setting, options.methods or list(setting.methods), options.runs, options.jobs, options.round)
         print(json.dumps(best), flush=True)
         if options.only != "rates":
-            final(setting, best, options.runs, options.jobs, options.round)
+            methods = {key: one for name, rate in best.items() for key, one in entries(name, setting, {rate}).items()}
+            Part(setting, "final", options.round).run(methods, options.runs, options.jobs)
     if options.only in (None, "table"):
         table(setting, options.runs)
 

@@ -124,10 +124,13 @@ METHODS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "soka-gradient": soka(init="gradient"),
     "soka-early": soka(init="early-update", init_lr=1e-3),
     "soka-split": soka(sigma="split"),
+    "soka-sigma10": soka(),
+    "soka-sigma0.1": soka(),
     "soka-rms": soka(sigma="rms"),
     "lora": ranked("lora"),
     "lora-75": ranked("lora", 0.75),
     "rslora": ranked("lora", use_rslora=True),
+    "loraplus": ranked("lora"),
     "pissa": ranked("pissa"),
     "pissa-75": ranked("pissa", 0.75),
     "dora": ranked("dora"),
@@ -141,6 +144,14 @@ METHODS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     },
     "full": lambda setting: {"adapter": {"method": "full"}},
 }
+
+SECOND_RATES = {
+    "soka-sigma10": ("train.sigma_lr", 10.0),
+    "soka-sigma0.1": ("train.sigma_lr", 0.1),
+    "soka-rms": ("train.sigma_lr", 1e-3),  # sigma is some thousand times smaller beside such factors
+    "loraplus": ("train.lora_b_lr", 16.0),
+}
+"""The options that hold a second rate, and how many times the first it is."""
 
 GSM8K = {"path": "data/gsm8k/train.jsonl", "task": "gsm8k"}
 MBPP = {"path": "data/mbpp/mbpp.jsonl", "task": "mbpp", "split": "test"}  # ids 11 to 510, of which the base has seen none
