@@ -2,7 +2,7 @@
 
 python -m benchmarks.comparison SETTING [--jobs 2] [--runs runs/comparison] [--methods NAME ...] [--only rates | table] [--round N]
 
-Two sweeps a setting. `rates` looks for each method's best learning rate on validation rows, one seed: three rates a factor of four
+Two sweeps a setting. `rates` looks for each method's best learning rate on validation rows, one seed: two rates a factor of four
 apart, then by factors of two until both neighbours of the best one were tried. `final` takes the best rate of each, three other
 seeds, and measures on test rows that the first sweep never saw. The recipes of both are written beside the results, and run by
 `soka sweep`; a second call goes on where the first stopped. What stands in benchmarks/results/comparison.md comes from `--only table`.
@@ -25,7 +25,7 @@ import yaml
 from benchmarks.contest import METHODS, SECOND_RATES, SETTINGS, Setting
 
 HERE = Path(__file__).parent / "results" / "comparison"
-FIRST_RATES = (1.25e-3, 5e-3, 2e-2)
+FIRST_RATES = (5e-3, 2e-2)
 SEEDS = (1, 2, 3)
 MOST_LOOKS = 8
 
