@@ -334,10 +334,24 @@ def sweep(
     )
 
 
-@verb(app, "run", examples=("soka run --recipe demo.yaml", "soka run -r gsm8k.yaml -d runs/gsm8k-seed1 seed=1"))
-def run(request: Request, reporter: "Reporter", unsafe_execution: UnsafeExecution = False) -> "Outcome":
+@verb(
+    app,
+    "run",
+    examples=(
+        "soka run --recipe demo.yaml",
+        "soka run -r gsm8k.yaml -d runs/gsm8k-seed1 seed=1",
+        "soka run -r gsm8k.yaml --num-processes 8",
+    ),
+)
+def run(
+    request: Request, reporter: "Reporter", unsafe_execution: UnsafeExecution = False, num_processes: Processes = 1
+) -> "Outcome | None":
     """Do it all: decompose, train, eval, merge, eval of the merged model, report."""
     context = replace(request.context(reporter, last_run=True), unsafe_execution=unsafe_execution)
+    from soka_cli.stages.launch import in_processes
+
+    if in_processes(request.command, num_processes):
+        return None
     from soka_cli.stages.run import run as stage
 
     return stage(context)

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soka_cli.run.aside import retire
 from soka_cli.run.lock import RunLock
@@ -11,12 +11,18 @@ from soka_cli.run.write import read_json
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.outcome import Cell, Outcome, Table
 
+if TYPE_CHECKING:
+    from soka_cli.stages.launch import Worker
+
 TUNED = ("adapter", "merged")
 KINDS = ("base", *TUNED)
 
 
 def run(context: StageContext) -> Outcome:
     """Decompose (method soka), train, evaluate base and adapter, merge, evaluate the merged model, report.
+
+    Among several processes the first one owns the run directory; the others share its decomposition, training and answers, and return
+    `partial`.
 
     The benchmarks are read, and the sandbox for programs tried, before anything is computed, so that what is missing shows at once
     and not after the training.
@@ -28,6 +34,7 @@ def run(context: StageContext) -> Outcome:
     from soka_cli.stages.evaluate import evaluate
     from soka_cli.stages.exam import prepare_exams
     from soka_cli.stages.execution import require_isolation
+    from soka_cli.stages.launch import Worker
     from soka_cli.stages.merge import merge
     from soka_cli.stages.own_merge import UnmergeableError
     from soka_cli.stages.report import report
@@ -35,6 +42,9 @@ def run(context: StageContext) -> Outcome:
 
     exams = prepare_exams(context.recipe, offline=context.offline) if context.recipe.eval else []
     require_isolation(exams, context)
+    worker = Worker.here()
+    if worker.rank:
+        return help_run(context, worker, exams=bool(exams))
     outcomes: list[Outcome] = []
 
     def step(title: str, stage: Callable[..., Outcome], *arguments: Any) -> None:
@@ -49,14 +59,34 @@ def run(context: StageContext) -> Outcome:
         if exams:
             step("evaluate the base", evaluate, context, ["base"])
             step("evaluate the adapter", evaluate, context, ["adapter"])
-        try:
-            step("merge", merge, context)
-        except UnmergeableError as error:
-            context.reporter.warn(f"{error.what}: {error.why}")
-        if exams and context.layout.merged_model.is_dir():  # method full leaves nothing to merge
+        with worker.leads("merge") as go:
+            try:
+                step("merge", merge, context)
+            except UnmergeableError as error:
+                context.reporter.warn(f"{error.what}: {error.why}")
+            merged = bool(exams) and context.layout.merged_model.is_dir()  # method full leaves nothing to merge
+            if merged:
+                go()
+        if merged:
             step("evaluate the merged model", evaluate, context, ["merged"])
         step("report", report, context)
     return outcome(context, outcomes, exams[0].prompts[0] if exams else "Hello")
+
+
+def help_run(context: StageContext, worker: "Worker", *, exams: bool) -> Outcome:
+    """Another process's share of the stages that are shared out, in the order in which the first one comes to them."""
+    from soka_cli.stages.decompose import decompose
+    from soka_cli.stages.evaluate import SITTING, evaluate
+    from soka_cli.stages.train import train
+
+    if context.recipe.adapter.method == "soka":
+        decompose(context)
+    train(context)
+    for kind in ("base", "adapter") if exams else ():
+        evaluate(context, [kind])
+    if worker.may_begin("merge", SITTING):
+        evaluate(context, ["merged"])
+    return Outcome("run", "partial", context.layout.root)
 
 
 def retire_outdated(context: StageContext) -> None:
