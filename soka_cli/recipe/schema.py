@@ -546,6 +546,9 @@ class TrainSection(Section):
         default=False, description="Keep one activation a layer and compute the others again in the backward pass."
     )
     compile: Literal["none", "layers"] = Field(default="none", description="layers compiles each block of the model by itself.")
+    data_workers: Annotated[Count, Field(ge=0)] = Field(
+        default=0, description="Further processes of each that trains, which make batches ahead; 0 makes them as they are needed."
+    )
     trackers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = Field(
         default=[], description="Dashboards that mirror metrics.jsonl (extra trackers)."
     )

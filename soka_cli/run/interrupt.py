@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -38,19 +39,31 @@ def terminations_interrupt() -> Iterator[None]:
 
 
 class PendingInterrupt:
-    """A request to end that waits until the work can be left. `number` is the signal's, None as long as none came."""
+    """A request to end that waits until the work can be left. `number` is the signal's, None as long as none came.
 
-    def __init__(self) -> None:
+    Args:
+        echo: seconds after the first signal in which further ones are the same request.
+    """
+
+    def __init__(self, echo: float = 0.0) -> None:
         self.number: int | None = None
+        self.echo = echo
+        self._first = 0.0
 
     def __bool__(self) -> bool:
         return self.number is not None
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Remember the first signal; the second one no longer waits."""
-        if self.number is not None:
+        """Remember the first signal; the second one no longer waits, unless it is an echo of the first."""
+        if self.number is None:
+            self.learn(number)
+        elif time.monotonic() - self._first >= self.echo:
             self.deliver()
-        self.number = number
+
+    def learn(self, number: int | None) -> None:
+        """Take over a signal that another process got."""
+        if self.number is None and number is not None:
+            self.number, self._first = number, time.monotonic()
 
     def deliver(self) -> None:
         """Raise KeyboardInterrupt (SIGINT) or Interrupted (SIGTERM) if a signal came, else return."""
@@ -61,12 +74,13 @@ class PendingInterrupt:
 
 
 @contextmanager
-def interrupts_wait() -> Iterator[PendingInterrupt]:
+def interrupts_wait(echo: float = 0.0) -> Iterator[PendingInterrupt]:
     """Inside the block SIGINT and SIGTERM are noted, not raised: look at the yielded PendingInterrupt where the work can be left.
 
-    A second signal is raised at once. What is still pending at the block's good end is raised there.
+    A second signal is raised at once, but not within `echo` seconds of the first. What is still pending at the block's good end is
+    raised there.
     """
-    pending = PendingInterrupt()
+    pending = PendingInterrupt(echo)
     if not in_main_thread():
         yield pending
         return

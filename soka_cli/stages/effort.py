@@ -70,8 +70,8 @@ def measured_speed(metrics: Path) -> float | None:
 class Disk:
     """Bytes that a run leaves, and of checkpoints the most that lie there at once.
 
-    `checkpoint` is one: trained and kept values (4 a value), AdamW's moments (8 a trained one). There are `keep_checkpoints` and one
-    being written.
+    `checkpoint` is one: trained and kept values (4 a value), AdamW's moments (8 a trained one). There are `keep_checkpoints`, with
+    `keep: best` the best one, and one being written.
     """
 
     decompose: int
@@ -84,19 +84,31 @@ class Disk:
     def total(self) -> int:
         return self.decompose + self.checkpoints + self.adapter + self.merged
 
+    @property
+    def training(self) -> int:
+        """What `soka train` writes."""
+        return self.checkpoints + self.adapter
+
 
 def disk(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> Disk:
     """From the largest ranks that a rule may choose; the model that is trained whole, or merged, is in the base's type."""
     full = recipe.adapter.method == "full"
-    model = base.parameters * BYTES[recipe.model.dtype]
     trained, kept = (base.parameters, 0) if full else (sizes.trained, sizes.kept)
+    return room_of(recipe, trained=trained, kept=kept, model=base.parameters)
+
+
+def room_of(recipe: Recipe, *, trained: int, kept: int, model: int) -> Disk:
+    """From counts: trained parameters, values kept beside them, parameters of the base."""
+    full = recipe.adapter.method == "full"
+    weights = model * BYTES[recipe.model.dtype]
     checkpoint = FP32 * (3 * trained + kept)
+    most = recipe.train.keep_checkpoints + (2 if recipe.train.keep == "best" else 1)
     return Disk(
         decompose=FP32 * trained if recipe.adapter.method == "soka" else 0,
         checkpoint=checkpoint,
-        checkpoints=checkpoint * (recipe.train.keep_checkpoints + 1),
-        adapter=model if full else FP32 * (trained + kept),
-        merged=0 if full else model,
+        checkpoints=checkpoint * most,
+        adapter=weights if full else FP32 * (trained + kept),
+        merged=0 if full else weights,
     )
 
 

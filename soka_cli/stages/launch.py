@@ -33,6 +33,9 @@ LAUNCHER = "SOKA_LAUNCHER"  # process id of the soka that started this one
 SET_PARENT_DEATH_SIGNAL = 1  # prctl's number for it, on Linux
 CONNECT = timedelta(seconds=5)
 PATIENCE = timedelta(minutes=30)  # for the first process to find the base and open the run directory
+SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torch kills workers so many seconds after a signal: 30 where nobody says more
+TO_FINISH = timedelta(hours=1)  # the step under way and its checkpoint; a second signal ends them at once
+ECHO = timedelta(seconds=5)  # a batch system signals the workers and their launcher, which passes the signal on to them
 
 
 class WorkersFailed(Exception):  # noqa: N818 - no fault of this process
@@ -51,6 +54,7 @@ class Worker:
     local_rank: int = 0
     count: int = 1
     _connected: "TCPStore | None" = field(default=None, repr=False, compare=False)
+    _turns: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def here(cls) -> "Worker":
@@ -82,25 +86,30 @@ class Worker:
     @contextlib.contextmanager
     def leads(self, stage: str) -> Iterator[Callable[[], None]]:
         """In the first process: yields `go`, which lets the others begin. Left without it, they are told to end."""
-        told = False
+        told, key = False, self._turn(stage)
 
         def tell(word: str) -> None:
             nonlocal told
             told = True
             if self.count > 1:
-                self._store().set(f"soka/{stage}", word)
+                self._store().set(key, word)
 
         try:
             yield lambda: tell("go")
         finally:
             if not told:
                 tell("end")
-            self._outlast(stage)
+            self._outlast(key)
 
-    def _outlast(self, stage: str) -> None:
+    def _turn(self, stage: str) -> str:
+        """Where the word for a stage stands: a process may come to the same stage again, and all come to it as often."""
+        self._turns[stage] = self._turns.get(stage, 0) + 1
+        return f"soka/{stage}/{self._turns[stage]}"
+
+    def _outlast(self, key: str) -> None:
         """Where this process keeps the store, let the others hear its word before it ends."""
         until = time.monotonic() + CONNECT.total_seconds()
-        while self.count > 1 and self._keeps_store and self._store().add(f"soka/{stage}/heard", 0) < self.count - 1:
+        while self.count > 1 and self._keeps_store and self._store().add(f"{key}/heard", 0) < self.count - 1:
             if time.monotonic() > until:
                 return
             time.sleep(0.05)
@@ -111,11 +120,11 @@ class Worker:
         Raises:
             SokaError: exit 3, where it gave none.
         """
-        patience = patience or PATIENCE
+        patience, key = patience or PATIENCE, self._turn(stage)
         try:
-            self._store(patience).wait([f"soka/{stage}"], patience)
-            word = self._store().get(f"soka/{stage}")
-            self._store().add(f"soka/{stage}/heard", 1)
+            self._store(patience).wait([key], patience)
+            word = self._store().get(key)
+            self._store().add(f"{key}/heard", 1)
             return word == b"go"
         except RuntimeError as error:
             raise SokaError(
@@ -170,9 +179,10 @@ def in_processes(command: str, count: int) -> bool:
     """Whether the work of `command` was left to `count` processes, started here for it, which have done it.
 
     Raises:
-        SokaError: exit 2, where another launcher started another number; and as `launch` does.
+        SokaError: exit 2, where another launcher started another number, or one alone where it was told more; and as `launch` does.
     """
     if "LOCAL_RANK" not in os.environ:
+        _refuse_one_of_several()
         if count > 1:
             launch(command, count)
         return count > 1
@@ -184,6 +194,23 @@ def in_processes(command: str, count: int) -> bool:
             exit_code=ExitCode.USAGE,
         )
     return False
+
+
+def _refuse_one_of_several() -> None:
+    """Exit 2 where `accelerate launch` was told several processes and gave this one no place among them.
+
+    With --cpu it starts one process and does not say so. It leaves the address of a meeting place only where it was told more than
+    one, and its type of numbers always.
+    """
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys():
+        raise SokaError(
+            "accelerate launch was told several processes and started this one alone",
+            where="MASTER_PORT without LOCAL_RANK, which the launcher set",
+            why="with --cpu, or distributed_type MULTI_CPU or NO, it does not start the others and does not say so",
+            hint="--num-processes N without accelerate launch, or accelerate launch --multi_gpu (on CPUs as well, with --device cpu); "
+            "for one process unset MASTER_PORT and add --num_processes 1",
+            exit_code=ExitCode.USAGE,
+        )
 
 
 def launched_here() -> bool:
@@ -210,7 +237,8 @@ def _terminate_once(number: int, frame: FrameType | None) -> None:
 def launch(command: str, count: int) -> None:
     """Run `command`, as the user typed it, in `count` processes on this machine; returns when all of them are done.
 
-    Where the user has not set OMP_NUM_THREADS, the processes share the cores.
+    Where the user has not set OMP_NUM_THREADS, the processes share the cores. After a signal they have TO_FINISH, or what
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT says.
 
     Raises:
         WorkersFailed: a worker failed and said why.
@@ -222,7 +250,8 @@ def launch(command: str, count: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, processors() // count))
-    added = {LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    patience = os.environ.get(SHUTDOWN) or str(int(TO_FINISH.total_seconds()))
+    added = {LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR", SHUTDOWN: patience}
     with tempfile.TemporaryDirectory(prefix="soka-launch-") as folder, _environment(added), _hushed():
         config = LaunchConfig(
             min_nodes=1,

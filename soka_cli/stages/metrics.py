@@ -62,7 +62,7 @@ class StepFlow(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         last = state.global_step >= state.max_steps
-        self.pending.number = next(filter(None, self.team.gathered(self.pending.number)), None)
+        self.pending.learn(next(filter(None, self.team.gathered(self.pending.number)), None))
         if self.pending:
             control.should_save = control.should_training_stop = True
         if last:

@@ -54,6 +54,20 @@ def out_of_memory(train: TrainSection, error: BaseException, *, device: torch.de
     )
 
 
+def data_worker_ended(error: BaseException) -> SokaError | None:
+    """The error to show where a process that makes batches (train.data_workers) was ended from outside; None for anything else."""
+    text = str(error).strip().split("\n")[0]
+    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader worker"):
+        return None
+    return SokaError(
+        "A process that makes batches was ended from outside.",
+        where="train.data_workers",
+        why=f"{text[:300]}; most often memory, or the shared memory of a container, ran out",
+        hint="train.data_workers=0, or more shared memory (docker run --shm-size 8g), then the same command again",
+        exit_code=ExitCode.RESOURCES,
+    )
+
+
 def _remedies(train: TrainSection, longest: int) -> Iterator[str]:
     smaller = next((size for size in range(train.micro_batch_size // 2, 0, -1) if train.batch_size % size == 0), None)
     if smaller is not None:

@@ -192,6 +192,11 @@ def plain(choice: Any) -> Any:
     return choice if isinstance(choice, str) else choice.model_dump()
 
 
+def kept_beside(method: str, trained: int) -> int:
+    """Values that are saved beside `trained` parameters: SoKA's theta0, PiSSA's start."""
+    return trained if method in ("soka", "pissa") else 0
+
+
 def adapter_sizes(section: AdapterSection, modules: Sequence[PlannedModule], *, most: bool) -> AdapterSizes:
     """The adapter's counts with every module at its largest (`most`), or at its smallest; of a budget, spread evenly, which keeps the
     most activations."""
@@ -199,7 +204,7 @@ def adapter_sizes(section: AdapterSection, modules: Sequence[PlannedModule], *, 
     trained = sum(one.parameters for one in terms)
     return AdapterSizes(
         trained=trained,
-        kept=trained if section.method in ("soka", "pissa") else 0,
+        kept=kept_beside(section.method, trained),
         components=sum(one.rank(most=most) for one in modules),
         terms=terms,
     )

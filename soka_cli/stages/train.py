@@ -41,19 +41,21 @@ from soka_cli.run.lines import AppendFile
 from soka_cli.run.reporter import ProgressTask, SilentReporter
 from soka_cli.run.resources import available_memory, is_memory_full, require_space
 from soka_cli.run.stage import open_stage
-from soka_cli.run.write import atomic_folder, damaged, read_json
-from soka_cli.stages.checkpoints import Checkpoints, damage
+from soka_cli.run.write import atomic_folder, bytes_under, damaged, read_json
+from soka_cli.stages.checkpoints import LENGTH, Checkpoints, origin_of
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.course import best_step, stopped_early
 from soka_cli.stages.decompose import decompose, decompose_inputs
 from soka_cli.stages.decontamination import left_out
-from soka_cli.stages.launch import Worker
+from soka_cli.stages.effort import room_of
+from soka_cli.stages.launch import ECHO, Worker
 from soka_cli.stages.matching import settled
 from soka_cli.stages.metrics import EarlyStop, MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
 from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, reading_order
 from soka_cli.stages.sharded import is_sharded, whole_state
-from soka_cli.stages.shortage import longest_items, out_of_memory, tokens_of
+from soka_cli.stages.shortage import data_worker_ended, longest_items, out_of_memory, tokens_of
+from soka_cli.stages.sizes import kept_beside
 from soka_cli.stages.steps import items_read, steps_in_all
 from soka_cli.stages.symptoms import Watch
 from soka_cli.stages.team import Team
@@ -73,12 +75,14 @@ NO_INPUTS = {
     "activation_checkpointing",
     "strategy",
     "compile",
+    "data_workers",
     "trackers",
 }
 """Options of speed and of what is told: they change no result. With keep: best or early_stopping, eval_every does."""
-FP32_BYTES = 4
 SHARE_FOR_MATRICES = 4  # a quarter of the memory that is free may hold merged matrices from pass to pass
 SHOWN = ("method", "steps", "tokens", "first_loss", "last_loss", "first_eval_loss", "last_eval_loss", "trainable_parameters", "seconds")
+UNTAUGHT = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+"""Engines of Accelerate's that step, shard and save in ways of their own, by what its launcher sets."""
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw-8bit": "adamw_bnb_8bit"}
 
 
@@ -89,6 +93,7 @@ def train(context: StageContext) -> Outcome:
         SokaError: exit 4 for data, 5 for a stale or damaged run directory, 6 for memory or disk, 7 where training diverges or
             nothing can be learnt.
     """
+    _refuse_untaught_engines()
     worker = Worker.here()
     _require_whole_batches(context.recipe.train, worker.count)
     worker.require_alone(context.recipe.model)
@@ -102,7 +107,7 @@ def train(context: StageContext) -> Outcome:
     if worker.rank == 0:
         return _led(context, inputs, worker)
     if worker.may_begin(STAGE):
-        _Training(context, worker).fit()
+        _Training(context, worker, inputs).fit()
     return Outcome(STAGE, "partial", context.layout.root)
 
 
@@ -126,7 +131,7 @@ def _led(context: StageContext, inputs: dict[str, Any], worker: Worker) -> Outco
         if stage.done:
             return _outcome(context, _figures_of(context.layout.environment(STAGE)), "already done")
         go()
-        run = _Training(context, worker)
+        run = _Training(context, worker, inputs)
         figures = run.fit() | {"seconds": stage.seconds}
         stage.finish(
             [context.layout.metrics, run.result],
@@ -169,13 +174,34 @@ def extends(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether only the length differs, and it grew: more steps, or more epochs."""
 
     def split(inputs: dict[str, Any]) -> tuple[dict[str, Any], int | None, float]:
-        rest = {**inputs, "train": {key: value for key, value in inputs["train"].items() if key not in ("steps", "epochs")}}
+        rest = {**inputs, "train": {key: value for key, value in inputs["train"].items() if key not in LENGTH}}
         return rest, inputs["train"].get("steps"), inputs["train"].get("epochs") or 1.0
 
     (old_rest, old_steps, old_epochs), (new_rest, new_steps, new_epochs) = split(old), split(new)
     if old_rest != new_rest or (old_steps is None) != (new_steps is None):
         return False
     return new_steps > old_steps if old_steps is not None and new_steps is not None else new_epochs > old_epochs
+
+
+def _refuse_untaught_engines() -> None:
+    """Exit 3 where a launcher asks for an engine that would not give a correct run.
+
+    DeepSpeed's backward pass takes the step itself, so the trial of the longest micro-batch would train and a loss that is not
+    finite would be stepped on; and its shards are not gathered into checkpoint and adapter here.
+    """
+    for name, engine in UNTAUGHT.items():
+        if os.environ.get(name, "").lower() == "true":
+            raise _untaught(engine, f"{name}, which the launcher set")
+
+
+def _untaught(engine: str, where: str) -> SokaError:
+    return SokaError(
+        f"soka does not train by {engine}.",
+        where=where,
+        why="its checkpoints would not be those of an adapter, and a step that diverges would be taken",
+        hint="train.strategy=fsdp2 shares a model out as well: soka train --num-processes N, or configs/accelerate/fsdp2.yaml",
+        exit_code=ExitCode.ENVIRONMENT,
+    )
 
 
 def _require_whole_batches(train: TrainSection, processes: int) -> None:
@@ -233,13 +259,13 @@ class _Metrics(NamedTuple):
 class _Training:
     """One fit: everything between the open stage and its result folder."""
 
-    def __init__(self, context: StageContext, worker: Worker) -> None:
+    def __init__(self, context: StageContext, worker: Worker, inputs: dict[str, Any]) -> None:
         self.context = context if worker.rank == 0 else replace(context, reporter=SilentReporter())
         self.recipe = context.recipe
         self.layout = context.layout
         self.whole = self.recipe.adapter.method == "full"
         self.result = self.layout.full_model if self.whole else self.layout.adapter
-        self.checkpoints = Checkpoints(self.layout.checkpoints, self.recipe.train.keep_checkpoints)
+        self.checkpoints = Checkpoints(self.layout.checkpoints, self.recipe.train.keep_checkpoints, origin_of(inputs))
         self.device = torch.device(worker.device(pick_device(context.device)))
         self.team = Team.assembled(worker, self.device)
         self.ledgers: dict[str, Any] = {}
@@ -274,7 +300,11 @@ class _Training:
         try:
             metrics = self._train(model, rows, steps, found)
         except Exception as error:
-            if isinstance(error, SokaError) or not is_memory_full(error):
+            if isinstance(error, SokaError):
+                raise
+            if ended := data_worker_ended(error):
+                raise ended from error
+            if not is_memory_full(error):
                 raise
             raise self._out_of_memory(error, rows) from error
         self._save(model)
@@ -366,9 +396,12 @@ class _Training:
         return attach_initial(model, config, self.initial)
 
     def _require_space(self, trainable: int) -> None:
-        """Room for the checkpoints that stay, the one being written, and the result: weights (twice for theta0) and two moments."""
-        copies = self.recipe.train.keep_checkpoints + (2 if self.recipe.train.keep == "best" else 1)
-        require_space(self.layout.root, trainable * FP32_BYTES * (4 * copies + 2))
+        """Room for what the plan says that training writes, less the checkpoints that lie there already."""
+        kept = kept_beside(self.recipe.adapter.method, trainable)
+        model = trainable  # counts where the base is trained, and saved, whole
+        room = room_of(self.recipe, trained=trainable, kept=kept, model=model)
+        there = min(bytes_under(self.layout.checkpoints), room.checkpoints)
+        require_space(self.layout.root, room.training - there)
 
     # ---- training
 
@@ -378,10 +411,13 @@ class _Training:
         reporter = self.context.reporter
         with (
             self._metrics(start) as metrics,
-            interrupts_wait() as pending,
+            interrupts_wait(ECHO.total_seconds() if self.team.count > 1 else 0.0) as pending,
             reporter.task(f"train {self.recipe.adapter.method}", total=steps, unit="steps") as progress,
         ):
-            if found:
+            stopped = stopped_early(metrics.rows, self.recipe.train.early_stopping)
+            if found and stopped is not None:
+                reporter.say(f"Stopped early at step {stopped}: more steps change nothing while train.early_stopping holds.")
+            elif found:
                 reporter.say(f"Going on from {found[1].name} of {steps} steps.")
             keep_best = self.recipe.train.keep == "best"
             trainer = RunTrainer(
@@ -403,8 +439,7 @@ class _Training:
             use_cache = model.config.use_cache
             if found and trainer.is_fsdp_enabled:
                 trainer._load_from_checkpoint(str(found[1]))
-            done = start >= steps or stopped_early(metrics.rows, self.recipe.train.early_stopping) is not None
-            if found and done:  # stopped between the last checkpoint and the result
+            if found and (start >= steps or stopped is not None):  # it ended between the last checkpoint and the result
                 trainer._load_from_checkpoint(str(found[1]))
             else:
                 self._fit(trainer, metrics, progress, rows, found[1] if found else None)
@@ -418,6 +453,8 @@ class _Training:
 
     def _require_sharding(self, trainer: RunTrainer) -> None:
         """Refuse where FSDP2 was asked for, by the recipe or the launcher, and would not happen, or what it does not do."""
+        if trainer.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise _untaught(trainer.accelerator.distributed_type.value, "Accelerate's distributed_type")
         by_recipe = self.recipe.train.strategy == "fsdp2" and self.team.count > 1
         if not by_recipe and os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
             return
@@ -500,7 +537,7 @@ class _Training:
 
     def _take_best(self, trainer: RunTrainer, rows: list[dict[str, Any]]) -> None:
         """Put back the state of the lowest eval_loss, of those whose checkpoints are intact."""
-        there = {step for step in self.checkpoints.steps() if damage(self.checkpoints.path(step)) is None}
+        there = {step for step in self.checkpoints.steps() if self.checkpoints.fault(step) is None}
         best = best_step(rows)
         taken = best_step([row for row in rows if row["step"] in there])
         if taken is None:
@@ -560,6 +597,7 @@ class _Training:
             include_num_input_tokens_seen="non_padding",
             remove_unused_columns=False,
             dataloader_pin_memory=self.device.type == "cuda",
+            dataloader_num_workers=train.data_workers,
             use_cpu=self.device.type == "cpu",
             disable_tqdm=True,
             report_to=[],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from soka_cli.data.encode import IGNORED
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.offload import adapting
 from soka_cli.stages.checkpoints import Checkpoints
+from soka_cli.stages.data_worker import begin_data_worker
 from soka_cli.stages.sharded import is_by_name, is_sharded, optimizer_state, restore_optimizer, whole, whole_state
 from soka_cli.stages.shortage import untouched_random_state
 from soka_cli.stages.team import Team
@@ -107,15 +109,40 @@ class RunTrainer(Trainer):
 
     # ---- before the first step
 
+    def get_train_dataloader(self) -> Any:
+        """As transformers makes it; its processes outlive a signal that means their trainer."""
+        loader: Any = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # Accelerate's wraps the one that starts processes
+        inner.worker_init_fn = partial(begin_data_worker, inner.worker_init_fn)
+        return loader
+
     def try_longest(self) -> None:
-        """A forward and backward pass over the longest micro-batch, so that memory runs out now if it ever does; leaves no trace."""
+        """A forward and backward pass over the longest micro-batch, beside all that a later step holds, so that memory runs out now if it
+        ever does; leaves no trace.
+
+        Not covered: main memory, which the system gives when it is written to and not when it is asked for.
+        """
         inputs = self.data_collator(self.longest)
         supervised = (inputs["labels"][:, 1:] != IGNORED).sum().to(self.args.device)
         self.current_gradient_accumulation_steps = 1
+        room = self._room_of_later_steps()
         with untouched_random_state(self.args.device):
             self.training_step(self.model_wrapped, inputs, num_items_in_batch=supervised)
+        del room
         self.model.zero_grad()
         self._rows = []
+
+    def _room_of_later_steps(self) -> list[Tensor]:
+        """What lies beside the activations from the second step on: gradients that accumulate, and AdamW's two moments of each trained
+        value (of this process's shard), in 8 bits where the optimizer keeps them so. A resumed optimizer has its moments already."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.args.gradient_accumulation_steps > 1:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.optimizer.state:
+            return []
+        kind = torch.uint8 if "8bit" in self.args.optim else torch.float32
+        return [torch.empty_like(parameter, dtype=kind) for parameter in trained for _ in range(2)]
 
     # ---- steps
 

@@ -26,7 +26,7 @@ ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 
 def recipe(folder: Path, kind: str = "llama") -> dict[str, Any]:
-    """GPT-2 has dropout, so that the random state of each process matters."""
+    """GPT-2 has dropout, so that the random state of each process matters, and here each has a process that makes its batches."""
     model = folder / kind
     if not model.exists():
         tiny_model_folder(model, kind)
@@ -34,6 +34,7 @@ def recipe(folder: Path, kind: str = "llama") -> dict[str, Any]:
     targets = ["c_attn"] if kind == "gpt2" else ["q_proj", "v_proj"]
     made = recipe_mapping(model, folder / "train.jsonl", data={"validation": {"fraction": 0.2}}, adapter={"target_modules": targets})
     made["train"] |= {"steps": STEPS, "save_every": 2, "eval_every": 4, "keep_checkpoints": 8, "micro_batch_size": 1}
+    made["train"] |= {"data_workers": 1} if kind == "gpt2" else {}
     return made
 
 
@@ -86,6 +87,22 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     subprocess.run(["kill", "-9", str(workers(launcher.pid)[-1])], check=True)
     assert launcher.wait() == ExitCode.RESOURCES
     assert launched(tmp_path, "run").returncode == ExitCode.DONE
+    undisturbed = RunLayout(tmp_path / "undisturbed")
+    assert curve(run) == curve(undisturbed)
+    assert weights(run) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_killed_leaves_no_worker_and_loses_nothing(tmp_path: Path) -> None:
+    stage_context(tmp_path, recipe(tmp_path, "gpt2"), run="one")
+    launcher, run = started(tmp_path, "run")
+    left = [Path(f"/proc/{process}") for worker in workers(launcher.pid) for process in (worker, *workers(worker))]
+    launcher.kill()
+    assert launcher.wait() == -signal.SIGKILL
+    assert len(left) >= 4  # two that train, two that make batches
+    until(lambda: not any(process.exists() for process in left))
+    assert launched(tmp_path, "run").returncode == ExitCode.DONE
+    assert launched(tmp_path, "undisturbed").returncode == ExitCode.DONE
     undisturbed = RunLayout(tmp_path / "undisturbed")
     assert curve(run) == curve(undisturbed)
     assert weights(run) == weights(undisturbed)

@@ -57,6 +57,32 @@ def test_a_second_signal_does_not_wait() -> None:
         pytest.fail("went on")
 
 
+def test_an_echo_of_the_first_signal_waits_too() -> None:
+    """A batch system signals every process, and the launcher passes its own signal on to its workers."""
+    with pytest.raises(Interrupted), interrupts_wait(echo=60) as pending:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        steps_went_on = bool(pending)
+    assert steps_went_on
+
+
+def test_a_signal_that_another_process_told_of_has_its_echo_here() -> None:
+    with pytest.raises(Interrupted), interrupts_wait(echo=60) as pending:
+        pending.learn(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        steps_went_on = bool(pending)
+    assert steps_went_on
+
+
+def test_after_the_time_of_the_echo_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((100.0, 106.0))
+    monkeypatch.setattr("soka_cli.run.interrupt.time.monotonic", lambda: next(now))
+    with pytest.raises(Interrupted), interrupts_wait(echo=5):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+
 def test_without_a_signal_nothing_is_raised() -> None:
     with interrupts_wait() as pending:
         assert not pending

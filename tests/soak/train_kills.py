@@ -2,10 +2,10 @@
 
 python -m tests.soak.train_kills [--kills 100] [--seed 0] [--pairs 10]
 
-GPT-2 with dropout, a checkpoint every second step, held-out loss between. Each kill falls a random time after a random number of
-further steps, of which none means at any time from the start; the run goes on, is killed again, until it ends and is compared: the
-adapter's bytes, and every row of metrics.jsonl but its times. Every tenth run is one of two processes, of which the launcher or a
-worker is killed. Processes come from a server that has imported what they need.
+GPT-2 with dropout, two processes that make batches ahead, a checkpoint every second step, held-out loss between. Each kill falls a
+random time after a random number of further steps, of which none means at any time from the start; the run goes on, is killed again,
+until it ends and is compared: the adapter's bytes, and every row of metrics.jsonl but its times. Every tenth run is one of two
+processes, of which the launcher or a worker is killed. Processes come from a server that has imported what they need.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def recipe(folder: Path) -> None:
     made = recipe_mapping(
         folder / "model", gsm8k_file(folder), adapter={"target_modules": ["c_attn"]}, data={"validation": {"fraction": 0.2}}
     )
-    made["train"] |= {"steps": STEPS, "save_every": 2, "eval_every": 5, "micro_batch_size": 1}
+    made["train"] |= {"steps": STEPS, "save_every": 2, "eval_every": 5, "micro_batch_size": 1, "data_workers": 2}
     write_recipe(folder / "recipe.yaml", made)
 
 

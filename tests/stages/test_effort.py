@@ -103,6 +103,8 @@ def test_the_disk_holds_one_checkpoint_more_than_are_kept(tmp_path: Path) -> Non
     assert room.checkpoint == 4 * (3 * sizes.trained + sizes.kept) and room.checkpoints == 4 * room.checkpoint
     assert room.merged == 2 * base.parameters
     assert room.total == room.decompose + room.checkpoints + room.adapter + room.merged
+    best = disk(*sized(f"adapter={QV}", "train.keep_checkpoints=3", "train.keep=best", "data.validation={fraction: 0.1}"))
+    assert best.checkpoints == 5 * room.checkpoint
     full = disk(*sized("adapter={method: full}"))
     assert full.decompose == full.merged == 0 and full.adapter == 2 * base.parameters
 

@@ -14,7 +14,17 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.stages import launch
 from soka_cli.stages.launch import Worker, in_processes, share_out
 
-PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "SOKA_LAUNCHER")
+PLACE = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "SOKA_LAUNCHER",
+    "ACCELERATE_MIXED_PRECISION",
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
+)
 
 
 @pytest.fixture
@@ -127,6 +137,48 @@ def test_under_a_launcher_nothing_is_launched(alone: None, monkeypatch: pytest.M
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert not in_processes("soka decompose", asked)
+
+
+def accelerates_words(*arguments: str) -> dict[str, str]:
+    """What `accelerate launch` hands to the one process that it starts without a place, worked out by its own code."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser, prepare_simple_launcher_cmd_env
+
+    parsed = _validate_launch_command(launch_command_parser().parse_args([*arguments, "-m", "soka_cli", "train"]))[0]
+    return {name: value for name, value in prepare_simple_launcher_cmd_env(parsed)[1].items() if name not in os.environ}
+
+
+def test_one_process_of_several_that_accelerate_did_not_start_is_refused(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in accelerates_words("--cpu", "--num_processes", "2").items():
+        monkeypatch.setenv(name, value)
+    for asked in (1, 2):
+        with pytest.raises(SokaError, match="started this one alone") as caught:
+            in_processes("soka train", asked)
+        assert caught.value.exit_code is ExitCode.USAGE
+
+
+@pytest.mark.parametrize("own", [(), ("--cpu",)])
+def test_one_process_by_accelerate_goes_its_way(own: tuple[str, ...], alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = accelerates_words(*own, "--num_processes", "1")
+    assert "ACCELERATE_MIXED_PRECISION" in words
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    assert not in_processes("soka train", 1)
+
+
+@pytest.mark.parametrize(("own", "seconds"), [(None, 3600), ("7", 7)])
+def test_a_terminated_launcher_leaves_its_workers_time_for_a_step_and_a_checkpoint(
+    own: str | None, seconds: int, alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch waits by before it kills them; an hour, where the user does not say otherwise."""
+    from torch.distributed.launcher import api
+
+    configs: list[api.LaunchConfig] = []
+    monkeypatch.setattr(api, "elastic_launch", lambda config, entry: configs.append(config) or (lambda *words: None))
+    if own is not None:
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", own)
+    launch.launch("soka train -r gsm8k.yaml", 2)
+    assert [config.shutdown_timeout for config in configs] == [seconds]
+    assert os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT") == own
 
 
 def test_several_processes_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from soka_cli.data.batch import Collator
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.stages.evaluate import evaluate
 from soka_cli.stages.merge import merge
@@ -44,7 +45,7 @@ def context_of(folder: Path, model: Path, adapter: dict[str, Any], /, *, run: st
     data, test = builders.gsm8k_file(folder), builders.gsm8k_file(folder, 2, "test.jsonl")
     held_out = builders.gsm8k_file(folder, 5, "held.jsonl")
     mapping = builders.recipe_mapping(model, data, **sections)
-    mapping["adapter"] = {"target_modules": ["q_proj", "v_proj"]} | adapter
+    mapping["adapter"] = adapter if adapter["method"] == "full" else {"target_modules": ["q_proj", "v_proj"]} | adapter
     mapping["data"]["validation"] = {"path": str(held_out)}
     mapping["eval"] = [{"task": "gsm8k", "path": str(test), "max_new_tokens": 3}]
     return builders.stage_context(folder, mapping, run=run)
@@ -125,14 +126,22 @@ def test_a_baselines_tensors_are_fp32_over_a_bfloat16_base(name: str, tmp_path: 
     assert {tensor.dtype for tensor in load_file(context.layout.adapter_weights).values()} == {torch.float32}
 
 
-def test_all_methods_read_the_same_rows_in_the_same_order_at_the_same_rates(tmp_path: Path, llama_folder: Path) -> None:
-    curves = []
-    for name in ("lokr", "dora", "loha"):
-        context = context_of(tmp_path, llama_folder, ADAPTERS[name], run=name)
+def test_all_methods_read_the_same_rows_in_the_same_order_at_the_same_rates(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collate, read, seen = Collator.__call__, [], {}
+    monkeypatch.setattr(Collator, "__call__", lambda self, rows: read.append([row["row"] for row in rows]) or collate(self, rows))
+    methods = {method: {"method": method, "rank": RANK} for method in ("soka", "lora", "pissa")} | {"full": {"method": "full"}}
+    for name, adapter in (methods | {name: ADAPTERS[name] for name in ("lokr", "dora", "loha")}).items():
+        read.clear()
+        context = context_of(tmp_path, llama_folder, adapter, run=name)
         train(context)
         rows = [json.loads(line) for line in context.layout.metrics.read_text().splitlines()]
-        curves.append([[row[field] for field in ("step", "epoch", "tokens", "lr")] for row in rows] + [rows[0]["loss"]])
-    assert curves[0] == curves[1] == curves[2]
+        seen[name] = [list(read), *([row[field] for row in rows] for field in ("step", "epoch", "tokens", "lr"))]
+        first = seen.setdefault("first loss", rows[0]["loss"])
+        assert rows[0]["loss"] == pytest.approx(first, rel=1e-6)  # every start is the base, PiSSA's up to rounding
+    del seen["first loss"]
+    assert len(seen) == 7 and all(found == seen["soka"] for found in seen.values())
 
 
 # ---- configurations that do not fit

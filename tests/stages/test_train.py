@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -15,6 +16,9 @@ from soka_cli.data.encode import encode_rows
 from soka_cli.data.load import load_rows
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.schema import SourceSection
+from soka_cli.run.resources import disk_full
+from soka_cli.run.write import bytes_under
+from soka_cli.stages.plan import plan
 from soka_cli.stages.train import train
 from soka_cli.stages.trainer import RunTrainer
 from tests import builders
@@ -284,3 +288,80 @@ def test_too_little_room_is_refused_before_the_first_step(
         train(context)
     assert error.value.exit_code is ExitCode.RESOURCES and "1000 bytes are free" in error.value.what
     assert not context.layout.metrics.exists()
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("method", METHODS)
+def test_before_the_first_step_there_has_to_be_the_room_that_the_plan_says(
+    method: str, keep: str, tmp_path: Path, llama_folder: Path, gsm8k_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = {"data": {"validation": {"fraction": 0.2}}} if keep == "best" else {}
+    context = builders.stage_context(tmp_path, mapping(llama_folder, gsm8k_file, method, train={"keep": keep}, **validation))
+    planned = plan(context).figures["disk"]
+    asked: list[int] = []
+
+    def refused(path: Path, needed: int) -> None:
+        asked.append(needed)
+        raise disk_full(path, needed)
+
+    monkeypatch.setattr("soka_cli.stages.train.require_space", refused)
+    with pytest.raises(SokaError):
+        train(context)
+    assert asked == [planned["checkpoints"] + planned["adapter"]]
+
+
+def test_a_disk_with_just_that_room_takes_a_run_and_its_resumption(
+    tmp_path: Path, llama_folder: Path, gsm8k_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoints that lie there already are not asked for again. They are large here beside what else lies in their folders."""
+    adapter = {"rank": {"rule": "fixed", "value": 512}}
+    made = mapping(llama_folder, gsm8k_file, "lora", train={"save_every": 1, "keep_checkpoints": 2})
+    made["adapter"] |= adapter
+    context = builders.stage_context(tmp_path, made)
+    planned = plan(context).figures["disk"]
+    room = planned["checkpoints"] + planned["adapter"]
+    checkpoints = context.layout.checkpoints
+    monkeypatch.setattr("soka_cli.run.resources.free_bytes", lambda path: room - 1)
+    with pytest.raises(SokaError, match=f"needs {room} bytes"):
+        train(context)
+    monkeypatch.setattr("soka_cli.run.resources.free_bytes", lambda path: room - bytes_under(checkpoints))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        save, saves = RunTrainer._save_checkpoint, iter((False, False, True))
+        patch.setattr(RunTrainer, "_save_checkpoint", lambda *words: save(*words) or interrupt(next(saves)))
+        train(context)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+    assert train(context).status == "done"
+
+
+def interrupt(now: bool) -> None:
+    if now:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"])
+def test_an_engine_that_would_train_wrongly_is_refused_before_anything_is_computed(
+    name: str, tmp_path: Path, llama_folder: Path, gsm8k_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "true")
+    context = builders.stage_context(tmp_path, mapping(llama_folder, gsm8k_file))
+    with pytest.raises(SokaError) as refusal:
+        train(context)
+    assert refusal.value.exit_code is ExitCode.ENVIRONMENT and "fsdp2" in refusal.value.hint
+    assert not context.layout.root.exists()
+
+
+def test_deepspeed_is_refused_before_a_step_however_it_came(
+    tmp_path: Path, llama_folder: Path, gsm8k_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = RunTrainer.__init__
+
+    def with_deepspeed(self: RunTrainer, **options: Any) -> None:
+        made(self, **options)
+        monkeypatch.setattr(type(self.accelerator), "distributed_type", DistributedType.DEEPSPEED)
+
+    monkeypatch.setattr(RunTrainer, "__init__", with_deepspeed)
+    monkeypatch.setattr(RunTrainer, "training_step", lambda *_, **__: pytest.fail("a step was taken"))
+    context = builders.stage_context(tmp_path, mapping(llama_folder, gsm8k_file, "lora"))
+    with pytest.raises(SokaError, match="does not train by DEEPSPEED") as refusal:
+        train(context)
+    assert refusal.value.exit_code is ExitCode.ENVIRONMENT

@@ -1,11 +1,11 @@
 """Interrupted, killed, damaged, extended: the weights come out as if nothing had happened."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +153,49 @@ def test_a_checkpoint_without_its_digests_is_skipped_by_name(tmp_path: Path, mon
     assert [row["step"] for row in curve(context)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [("data", "other data"), ("base", "another base"), ("recipe", "another recipe"), ("all", "another recipe, other data, another base")],
+)
+def test_a_checkpoint_of_another_run_is_skipped_by_name(changed: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put there by hand, whole as it is; this run has taken the same steps so far."""
+    made = mapping(tmp_path)
+    other = {name: dict(part) if isinstance(part, dict) else part for name, part in made.items()}
+    if changed in ("data", "all"):
+        rows = builders.gsm8k_rows(24)[::-1]
+        other["data"]["train"] = made["data"]["train"] | {"path": str(builders.write_jsonl(tmp_path / "other.jsonl", rows))}
+    if changed in ("base", "all"):
+        other["model"]["name"] = str(builders.tiny_model_folder(tmp_path / "other", seed=1))
+    if changed in ("recipe", "all"):
+        other["train"]["lr"] = 2e-2
+    train(foreign := builders.stage_context(tmp_path, other, run="foreign"))
+    context = builders.stage_context(tmp_path, made)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 4)
+        train(context)
+    shutil.rmtree(context.layout.checkpoints / "checkpoint-4")
+    shutil.copytree(foreign.layout.checkpoints / "checkpoint-4", context.layout.checkpoints / "checkpoint-4")
+    train(context)
+    assert f"checkpoint-4 is skipped: it is of {words}." in context.reporter.warnings
+    assert "Going on from checkpoint-2 of 6 steps." in context.reporter.messages
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    assert_same(context, undisturbed)
+
+
+def test_a_checkpoint_of_a_version_that_did_not_say_whose_it_is_is_skipped_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = builders.stage_context(tmp_path, mapping(tmp_path))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        train(context)
+    digests = context.layout.checkpoints / "checkpoint-2" / "digests.json"
+    digests.write_text(json.dumps(json.loads(digests.read_text())["files"]))
+    train(context)
+    why = "digests.json does not say of which recipe, data and base it is (an earlier version wrote it)"
+    assert f"checkpoint-2 is skipped: {why}." in context.reporter.warnings
+    assert [row["step"] for row in curve(context)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_metrics_that_lack_the_checkpoints_step_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = builders.stage_context(tmp_path, mapping(tmp_path))
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -180,9 +223,12 @@ class SignallingReporter(SilentReporter):
                 if title.startswith("train"):
                     reporter.left -= 1
                     if reporter.left == 0:
-                        os.kill(os.getpid(), reporter.number)
+                        reporter.send()
 
         yield Task()
+
+    def send(self) -> None:
+        os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, Interrupted), (signal.SIGINT, KeyboardInterrupt)])
@@ -202,6 +248,26 @@ def test_a_signal_ends_the_run_at_a_steps_end_with_a_checkpoint(number: signal.S
     assert_same(context, undisturbed)
 
 
+def test_a_signal_to_the_data_workers_too_leaves_the_step_its_batches(tmp_path: Path) -> None:
+    """As a batch system, torchrun and a terminal send it: to every process."""
+    made = mapping(tmp_path, train={"save_every": 100, "data_workers": 2, "batch_size": 4, "micro_batch_size": 1})
+
+    class ToAll(SignallingReporter):
+        def send(self) -> None:
+            processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+            subprocess.run(["kill", "-TERM", *map(str, processes)], check=True)
+
+    reporter = ToAll(signal.SIGTERM, after=2)
+    context = builders.stage_context(tmp_path, made, reporter=reporter)
+    with pytest.raises(Interrupted):
+        train(context)
+    assert (context.layout.checkpoints / "checkpoint-3").is_dir()
+    train(context)
+    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
+    train(undisturbed)
+    assert_same(context, undisturbed)
+
+
 def test_more_steps_go_on_from_where_the_shorter_run_ended(tmp_path: Path) -> None:
     made = mapping(tmp_path, train={"schedule": "constant"})
     short = made | {"train": made["train"] | {"steps": 4}}
@@ -215,6 +281,22 @@ def test_more_steps_go_on_from_where_the_shorter_run_ended(tmp_path: Path) -> No
     undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
     train(undisturbed)
     assert weights(context) == weights(undisturbed)
+
+
+def test_more_epochs_go_on_from_where_the_shorter_run_ended(tmp_path: Path) -> None:
+    """The second pass has an order of its own, which a run of two epochs reads from the start."""
+    made = mapping(tmp_path, train={"schedule": "constant"})
+    once, twice = ({**made, "train": {**made["train"], "steps": None, "epochs": epochs}} for epochs in (1, 2))
+    steps = train(builders.stage_context(tmp_path, once)).figures["steps"]
+    context = builders.stage_context(tmp_path, twice)
+    assert train(context).figures["steps"] == 2 * steps
+    assert f"Going on from checkpoint-{steps} of {2 * steps} steps." in context.reporter.messages
+    undisturbed = builders.stage_context(tmp_path, twice, run="undisturbed")
+    train(undisturbed)
+    assert weights(context) == weights(undisturbed)
+    with pytest.raises(SokaError) as refusal:
+        train(builders.stage_context(tmp_path, once))
+    assert refusal.value.exit_code is ExitCode.RUN and "epochs" in refusal.value.why
 
 
 def test_an_extended_run_takes_its_rates_from_the_longer_schedule(tmp_path: Path) -> None:
@@ -247,36 +329,3 @@ def test_speed_options_may_change_between_interruption_and_resume(tmp_path: Path
     assert [row["step"] for row in curve(context)] == [1, 2, 3, 4, 6]
     assert last["tokens"] == wanted["tokens"]
     assert last["eval_loss"] == pytest.approx(wanted["eval_loss"], abs=1e-5)
-
-
-CHILD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-import torch, yaml
-from tests import conftest, builders
-from soka_cli.stages.train import train
-torch.set_num_threads(int(sys.argv[4]))
-folder = Path(sys.argv[2])
-train(builders.stage_context(folder, yaml.safe_load((folder / sys.argv[3]).read_text())))
-"""
-
-
-@pytest.mark.slow
-def test_kill_minus_nine_and_resume_give_the_undisturbed_bytes(tmp_path: Path) -> None:
-    made = mapping(tmp_path, train={"steps": 24, "save_every": 2, "eval_every": 7})
-    builders.write_recipe(tmp_path / "child.yaml", made)
-    arguments = [sys.executable, "-c", CHILD, str(builders.REPOSITORY), str(tmp_path), "child.yaml", str(torch.get_num_threads())]
-    metrics = tmp_path / "run" / "train" / "metrics.jsonl"
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
-        while child.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 5):
-            time.sleep(0.002)
-        child.kill()
-        _, errors = child.communicate()
-    assert child.returncode == -signal.SIGKILL, errors.decode()
-    context = builders.stage_context(tmp_path, made)
-    train(context)
-    assert any(message.startswith("Going on from checkpoint-") for message in context.reporter.messages)
-    undisturbed = builders.stage_context(tmp_path, made, run="undisturbed")
-    train(undisturbed)
-    assert_same(context, undisturbed)

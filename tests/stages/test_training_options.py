@@ -1,7 +1,9 @@
 """The options of training: each does what it says, and leaves alone what it does not name."""
 
 import json
+import multiprocessing
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.storages import PeakStorages
 from soka_cli.errors import ExitCode, SokaError
+from soka_cli.run.reporter import SilentReporter
 from soka_cli.stages.train import train
 from soka_cli.stages.trainer import RunTrainer
 from tests import builders
@@ -216,6 +220,83 @@ def test_trying_the_longest_batch_leaves_no_trace(tmp_path: Path, monkeypatch: p
     assert [row["loss"] for row in rows_of(tried)] == [row["loss"] for row in rows_of(untried)]
 
 
+def test_the_trial_holds_as_much_as_a_later_step(tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter that is large beside the activations, so that moments and accumulated gradients show."""
+    peaks: list[int] = []
+    original = RunTrainer.try_longest
+    options = {"adapter": {"method": "lora", "rank": {"rule": "fixed", "value": 1024}}, "save_every": 100, "steps": 2}
+    context = context_of(tmp_path, llama_folder, **options)
+    with monkeypatch.context() as patch, PeakStorages() as counted:
+        patch.setattr(RunTrainer, "try_longest", lambda self: original(self) or peaks.append(counted.peak))
+        train(context)
+    assert peaks[0] >= 0.95 * counted.peak
+
+
+def test_a_resumed_trial_holds_the_moments_that_are_there_once(tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms: list[int] = []
+    original = RunTrainer._room_of_later_steps
+
+    def counted(self: RunTrainer) -> list[torch.Tensor]:
+        room = original(self)
+        rooms.append(sum(tensor.nbytes for tensor in room))
+        return room
+
+    monkeypatch.setattr(RunTrainer, "_room_of_later_steps", counted)
+    context = context_of(tmp_path, llama_folder)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        train(context)
+    train(context)
+    state = torch.load(context.layout.checkpoints / "checkpoint-4" / "optimizer.pt", weights_only=True)["state"]
+    assert rooms == [sum(part.nbytes for part in held(state) if part.numel() > 1 or part.ndim), 0]
+
+
+# ---- processes that make batches ahead
+
+
+def test_data_workers_change_no_bit_and_are_no_input(tmp_path: Path) -> None:
+    model = builders.tiny_model_folder(tmp_path / "gpt2", "gpt2")  # has dropout
+    adapter = {"method": "lora", "target_modules": ["c_attn"], "rank": RANK}
+    alone, helped = (context_of(tmp_path, model, f"run-{count}", adapter, data_workers=count) for count in (0, 2))
+    for context in (alone, helped):
+        train(context)
+    assert adapter_bytes(alone) == adapter_bytes(helped)
+    assert [row["loss"] for row in rows_of(alone)] == [row["loss"] for row in rows_of(helped)]
+    assert train(context_of(tmp_path, model, "run-0", adapter, data_workers=2)).status == "already done"
+
+
+def test_batches_are_made_by_as_many_processes_as_the_recipe_says(tmp_path: Path, llama_folder: Path) -> None:
+    children: set[int] = set()
+
+    class Watching(SilentReporter):
+        def task(self, title: str, total: float | None = None, unit: str = "") -> Any:
+            children.update(child.pid or 0 for child in multiprocessing.active_children())
+            return super().task(title, total, unit)
+
+    seen: list[int] = []
+    original = RunTrainer.training_step
+
+    def counting(self: RunTrainer, *arguments: Any, **options: Any) -> Any:
+        seen.append(len({child.pid for child in multiprocessing.active_children()} - children))
+        return original(self, *arguments, **options)
+
+    context = context_of(tmp_path, llama_folder, data_workers=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunTrainer, "training_step", counting)
+        train(replace(context, reporter=Watching()))
+    assert seen[0] == 0 and max(seen) == 2  # the trial asks nobody
+
+
+def test_a_data_worker_that_is_killed_says_what_to_change(tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+
+    monkeypatch.setattr(RunTrainer, "training_step", killed)
+    with pytest.raises(SokaError, match="makes batches was ended") as caught:
+        train(context_of(tmp_path, llama_folder, data_workers=1))
+    assert caught.value.exit_code is ExitCode.RESOURCES and "train.data_workers=0" in caught.value.hint
+
+
 @pytest.mark.parametrize(("step", "where"), [(0, "before step 1"), (2, "a training step")])
 def test_memory_that_runs_out_names_what_to_change_and_by_how_much(
     step: int, where: str, tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -301,6 +382,19 @@ def test_a_run_ends_when_the_loss_no_longer_falls_and_stays_ended(
     outcome = train(context)
     assert (outcome.figures["steps"], outcome.figures["stopped_early"]) == (4, True)
     assert train(context_of(tmp_path, llama_folder, **options)).status == "already done"
+
+
+def test_more_steps_for_a_run_that_stopped_early_train_nothing_and_say_so(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing(monkeypatch, [9, 5, 4, 4, 4.5, 3, 2])
+    options = {"schedule": "constant", "eval_every": 1, "save_every": 6, "early_stopping": {"patience": 2}}
+    train(context_of(tmp_path, llama_folder, steps=6, **options))
+    context = context_of(tmp_path, llama_folder, steps=10, **options)
+    outcome = train(context)
+    assert (outcome.figures["steps"], outcome.figures["stopped_early"]) == (4, True)
+    assert "Stopped early at step 4: more steps change nothing while train.early_stopping holds." in context.reporter.messages
+    assert not any(message.startswith("Going on") for message in context.reporter.messages)
 
 
 def test_how_often_it_is_evaluated_is_an_input_where_that_decides(tmp_path: Path, llama_folder: Path) -> None:
