@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from soka_cli.cli.commands import app
+from soka_cli.run.program import become
 
 LIBRARY_SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -36,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_and_exit() -> None:
-    """Entry point of the `soka` script."""
+def run_and_exit(program: str | None = None) -> None:
+    """Entry point of the `soka` script, and of a program of one's own that brings something along.
+
+    Args:
+        program: the file of such a program; processes that soka starts run it, too.
+    """
+    if program is not None:
+        become(program)
     sys.exit(main())

@@ -7,7 +7,7 @@ choice is marked unresolved; so no choice hangs on rounding or on a random seed.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from soka_cli.kron.marchenko_pastur import hard_threshold, median_threshold
 from soka_cli.kron.shape import KronShape
 
-RULES = ("min", "energy", "elbow", "gavish-donoho", "fixed", "budget")
+COMBINED = ("min", "elbow", "fixed", "budget")  # rules that take the answers of others, or a number
 ELBOWS = ("gap", "relative-gap", "chord")
 SPECTRA = ("leading", "full")
 OWN_OPTIONS = {
@@ -51,7 +51,7 @@ class RankRule:
     spectrum: str = "leading"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("rule", self.rule, RULES), ("elbow", self.elbow, ELBOWS), ("spectrum", self.spectrum, SPECTRA)):
+        for name, value, known in (("rule", self.rule, rules()), ("elbow", self.elbow, ELBOWS), ("spectrum", self.spectrum, SPECTRA)):
             if value not in known:
                 raise ValueError(f"rank.{name} {value!r} is none of: {', '.join(known)}")
         unset = {field.name: field.default for field in fields(self)}
@@ -98,17 +98,16 @@ class RankRule:
 
     def is_settled(self, sigma: Tensor, error_bound: Tensor, total_energy: float, shape: KronShape) -> bool:
         """Whether the choice is not unresolved with these bounds; arguments as for `choose_rank`. Reads no more than the rule does."""
-        readers = _readers(sigma.double().cpu(), error_bound.double().cpu(), total_energy, self, shape)
-        return _decided(readers, self, shape.max_rank)[1] != "unresolved"
+        return _decided(Spectrum.of(sigma, error_bound, total_energy, self, shape))[1] != "unresolved"
 
 
 @dataclass(frozen=True)
 class RankChoice:
     """The rank of one module and what decided it.
 
-    `ranks` is what each rule says by itself (energy, gap, relative-gap, chord, gavish-donoho), None where the computed spectrum
-    does not reach; `rank_energy` and `rank_elbow` are the two that rule min reads. `bound_by` is one of energy, elbow,
-    gavish-donoho, max, fixed, budget, unresolved, full-rank. `energy_kept` and `energy_computed` are the shares of the total
+    `ranks` is what each of READERS says by itself, None where the computed spectrum does not reach; `rank_energy` and
+    `rank_elbow` are the two that rule min reads. `bound_by` is one of energy, elbow, gavish-donoho, max, fixed, budget,
+    unresolved, full-rank, or a rule that was added. `energy_kept` and `energy_computed` are the shares of the total
     energy in the kept and in the computed terms.
     """
 
@@ -129,6 +128,47 @@ class Reading:
     high: int
 
 
+@dataclass(frozen=True)
+class Spectrum:
+    """What a rule may read of one weight.
+
+    Attributes:
+        sigma: [k] leading singular values of R(W), descending, fp64.
+        error_bound: [k] absolute error of each.
+        total_energy: ||W||_F^2, all singular values' squares.
+        rule: the options of the recipe's section.
+        shape: sizes of the factors; `shape.max_rank` singular values are there in all.
+    """
+
+    sigma: Tensor
+    error_bound: Tensor
+    total_energy: float
+    rule: RankRule
+    shape: KronShape
+
+    @classmethod
+    def of(cls, sigma: Tensor, error_bound: Tensor, total_energy: float, rule: RankRule, shape: KronShape) -> "Spectrum":
+        """With the values in fp64 on the CPU; arguments as for `choose_rank`."""
+        return cls(sigma.double().cpu(), error_bound.double().cpu(), total_energy, rule, shape)
+
+    @cached_property
+    def window(self) -> tuple[Tensor, Tensor]:
+        """The values that an elbow is looked for in, and their bounds: the first max + 1, or all where `spectrum` is full."""
+        end = self._end
+        return self.sigma[:end], self.error_bound[:end]
+
+    @cached_property
+    def ended(self) -> tuple[Tensor, Tensor]:
+        """The window, with a zero where it goes beyond the last value that there is."""
+        values, bounds = self.window
+        after_the_last = int(len(values) == self.shape.max_rank < self._end)  # an exact zero, of which every ratio is the largest
+        return pad(values, (0, after_the_last)), pad(bounds, (0, after_the_last))
+
+    @property
+    def _end(self) -> int:
+        return self.shape.max_rank + 1 if self.rule.spectrum == "full" else self.rule.max + 1
+
+
 def choose_rank(sigma: Tensor, error_bound: Tensor, total_energy: float, rule: RankRule, shape: KronShape) -> RankChoice:
     """The rank that the rule gives for a spectrum. Under rule budget the most terms that `allocate` may give the module.
 
@@ -139,17 +179,16 @@ def choose_rank(sigma: Tensor, error_bound: Tensor, total_energy: float, rule: R
         rule: what decides.
         shape: sizes of the factors, which give R(W)'s sides and the number of singular values that there are.
     """
-    sigma = sigma.double().cpu()
-    readers = _readers(sigma, error_bound.double().cpu(), total_energy, rule, shape)
-    rank, bound_by = _decided(readers, rule, shape.max_rank)
-    ranks = {name: _known(read()) for name, read in readers.items()}
+    spectrum = Spectrum.of(sigma, error_bound, total_energy, rule, shape)
+    rank, bound_by = _decided(spectrum)
+    ranks = {name: _known(read(spectrum)) for name, read in READERS.items()}
     return RankChoice(
         rank=rank,
         rank_energy=ranks["energy"],
         rank_elbow=ranks[rule.elbow],
         bound_by=bound_by,
-        energy_kept=energy_share(sigma, rank, total_energy),
-        energy_computed=energy_share(sigma, len(sigma), total_energy),
+        energy_kept=energy_share(spectrum.sigma, rank, total_energy),
+        energy_computed=energy_share(spectrum.sigma, len(sigma), total_energy),
         ranks=ranks,
     )
 
@@ -234,25 +273,26 @@ def energy_share(sigma: Tensor, rank: int, total_energy: float) -> float:
     return min(1.0, float(sigma[:rank].square().sum()) / total_energy)
 
 
-def _readers(sigma: Tensor, error_bound: Tensor, total_energy: float, rule: RankRule, shape: KronShape) -> dict[str, Callable[[], Reading]]:
-    """What each rule says by itself, when asked."""
-    end = shape.max_rank + 1 if rule.spectrum == "full" else rule.max + 1
-    window = sigma[:end], error_bound[:end]
-    after_the_last = int(len(window[0]) == shape.max_rank < end)  # an exact zero, of which every ratio is the largest
-    ended = [pad(values, (0, after_the_last)) for values in window]
-    return {
-        "energy": partial(energy_reading, sigma, error_bound, total_energy, rule.tau),
-        "gap": partial(gap_reading, *ended),
-        "relative-gap": partial(relative_gap_reading, *window),
-        "chord": partial(chord_reading, *ended),
-        "gavish-donoho": partial(gavish_donoho_reading, sigma, error_bound, shape, rule.noise),
-    }
+READERS: dict[str, Callable[[Spectrum], Reading]] = {
+    "energy": lambda spectrum: energy_reading(spectrum.sigma, spectrum.error_bound, spectrum.total_energy, spectrum.rule.tau),
+    "gap": lambda spectrum: gap_reading(*spectrum.ended),
+    "relative-gap": lambda spectrum: relative_gap_reading(*spectrum.window),
+    "chord": lambda spectrum: chord_reading(*spectrum.ended),
+    "gavish-donoho": lambda spectrum: gavish_donoho_reading(spectrum.sigma, spectrum.error_bound, spectrum.shape, spectrum.rule.noise),
+}
+"""What each rule and elbow says of a spectrum by itself. A further entry is a further rule (docs/extending.md)."""
 
 
-def _decided(readers: Mapping[str, Callable[[], Reading]], rule: RankRule, full_rank: int) -> tuple[int, str]:
-    """The rank, at least 1, and what bounds it."""
+def rules() -> tuple[str, ...]:
+    """The names that `rule` may have."""
+    return (*COMBINED, *(name for name in READERS if name not in ELBOWS))
+
+
+def _decided(spectrum: Spectrum) -> tuple[int, str]:
+    """The rank, at least 1, and what bounds it. Reads no more than the rule does."""
+    rule, full_rank = spectrum.rule, spectrum.shape.max_rank
     asked = {"min": ("energy", rule.elbow), "elbow": (rule.elbow,), "fixed": (), "budget": ()}.get(rule.rule, (rule.rule,))
-    readings = {"elbow" if name in ELBOWS else name: readers[name]() for name in asked}
+    readings = {"elbow" if name in ELBOWS else name: READERS[name](spectrum) for name in asked}
     wanted, most = rule.value or rule.max, rule.most_terms(full_rank)
     readings["full-rank" if wanted > full_rank else "fixed" if rule.rule == "fixed" else "max"] = Reading(most, most)
     rank = max(1, min(reading.low for reading in readings.values()))

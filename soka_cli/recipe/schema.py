@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from soka_cli.recipe.choices import OneOf
+
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
@@ -37,7 +39,7 @@ UNPACKED_METHODS = {
 }
 """The methods that need a base whose weights are not packed, and why."""
 
-RULE_READS = {
+RULE_READS: dict[str, tuple[str, ...]] = {
     "min": ("tau", "elbow", "max", "spectrum"),
     "energy": ("tau", "max", "spectrum"),
     "elbow": ("elbow", "max", "spectrum"),
@@ -45,7 +47,7 @@ RULE_READS = {
     "fixed": ("value", "spectrum"),
     "budget": ("parameters", "floor", "max", "spectrum"),
 }
-"""Which options of the rank section a rule reads, beside `rule`."""
+"""Which options of the rank section a rule reads, beside `rule`. Its keys are the rules that there are; `kron/rank.py` has what they do."""
 
 TRAIN_METHODS = {
     "sigma_lr": ("soka",),
@@ -86,17 +88,24 @@ INIT_READS = {
 DATA_INITS = tuple(init for init, reads in INIT_READS.items() if reads)
 """The starts that depend on the training data."""
 
-TASK_PROTOCOLS = {
+TASK_PROTOCOLS: dict[str, tuple[str, ...]] = {
     "gsm8k": ("plain", "pissa", "metamath", "lm-eval", "lm-eval-cot"),
     "math": ("plain", "pissa", "metamath", "lm-eval", "lm-eval-minerva"),
     "mbpp": ("plain", "pissa", "lm-eval", "evalplus"),
     "humaneval": ("plain", "pissa", "lm-eval", "evalplus"),
 }
-"""The protocols of each task; each is a file configs/protocols/<protocol>-<task>.yaml."""
+"""The protocols of each task; each is a file configs/protocols/<protocol>-<task>.yaml, or comes with `tasks/added.py`."""
 
-PROGRAM_TASKS = ("mbpp", "humaneval")
+TRAINING_TASKS = ["gsm8k", "math", "mbpp"]
+"""The tasks that render training rows."""
+
+PROGRAM_TASKS = ["mbpp", "humaneval"]
 """The tasks whose answers are programs, which have pass@k."""
 
+TaskName = Annotated[str, OneOf(lambda: TASK_PROTOCOLS)]
+TrainingTaskName = Annotated[str, OneOf(lambda: TRAINING_TASKS)]
+ProtocolName = Annotated[str, OneOf(lambda: dict.fromkeys(name for names in TASK_PROTOCOLS.values() for name in names))]
+RuleName = Annotated[str, OneOf(lambda: RULE_READS)]
 Batching = Literal["auto", "continuous", "padded"]
 
 SHOWS_ROWS = (("gsm8k", "lm-eval"), ("math", "lm-eval-minerva"))
@@ -271,7 +280,7 @@ MatchedParameters = Annotated[int | str, BeforeValidator(count_or_method)]
 class RankSection(Section):
     """How many terms each module keeps."""
 
-    rule: Literal["min", "energy", "elbow", "gavish-donoho", "fixed", "budget"] = Field(
+    rule: RuleName = Field(
         default="min", description="min takes the smallest of energy, elbow and max; budget shares one total out over all modules."
     )
     tau: Fraction = Field(default=0.90, description="Share of the weight's energy that rule energy (and min) keeps.")
@@ -392,7 +401,7 @@ class SourceSection(Section):
     """Rows to train on: a task's own rendering, two columns, or a column of conversations."""
 
     path: Name = Field(description="Hub id, or a .jsonl, .json, .csv or .parquet file.")
-    task: Literal["gsm8k", "math", "mbpp"] | None = Field(default=None, description="The task that renders prompt and target.")
+    task: TrainingTaskName | None = Field(default=None, description="The task that renders prompt and target.")
     revision: Name | None = Field(default=None, description="Commit of the Hub data set.")
     config: Name | None = Field(default=None, description="Configuration of the Hub data set, e.g. main.")
     split: Name = Field(default="train", description="Split of the Hub data set.")
@@ -602,8 +611,8 @@ class EvalSection(Section):
     name: str | None = Field(
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder name; null takes <task>-<protocol>."
     )
-    task: Literal["gsm8k", "math", "mbpp", "humaneval"] = Field(description="The benchmark.")
-    protocol: Literal["plain", "pissa", "metamath", "lm-eval", "lm-eval-cot", "lm-eval-minerva", "evalplus"] = Field(
+    task: TaskName = Field(description="The benchmark.")
+    protocol: ProtocolName = Field(
         default="plain", description="The way of asking, stopping and reading; which there are depends on the task."
     )
     path: Name = Field(description="Hub id or file of the test items.")
@@ -722,10 +731,10 @@ class SweepSection(Section):
 class Recipe(Section):
     """One run, whole."""
 
-    model: ModelSection
-    adapter: AdapterSection = AdapterSection()
-    data: DataSection
-    train: TrainSection = TrainSection()
+    model: ModelSection = Field(description="The base model.")
+    adapter: AdapterSection = Field(default=AdapterSection(), description="The method, and what it adapts.")
+    data: DataSection = Field(description="Rows to learn from, and held-out ones.")
+    train: TrainSection = Field(default=TrainSection(), description="Steps, batches, rates, and what is kept.")
     eval: list[EvalSection] = Field(default=[], description="Benchmarks, asked in this order.")
     seed: Annotated[int, BeforeValidator(no_boolean), Field(ge=0, lt=2**32)] = Field(
         default=0, description="Seed of decomposition, data order and dropout."

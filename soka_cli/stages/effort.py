@@ -18,6 +18,7 @@ from soka_cli.recipe.schema import EvalSection, Recipe
 from soka_cli.stages.dimensions import Dimensions
 from soka_cli.stages.memory import BYTES, FP32
 from soka_cli.stages.sizes import AdapterSizes, Terms
+from soka_cli.tasks.splits import SPLITS
 
 JUDGED = 3  # base, adapter, merged
 LAST_STEPS = 100  # of metrics.jsonl, whose median speed counts as measured
@@ -135,7 +136,7 @@ def items_of(entry: EvalSection) -> int | None:
     place = locate(entry.path)
     if not isinstance(place, Path):
         found = SIZES.get(entry.path) if entry.split == "test" else None
-    elif place.suffix == ".jsonl" and entry.task in ("gsm8k", "math", "humaneval"):
+    elif place.suffix == ".jsonl" and entry.task not in SPLITS:
         with place.open("rb") as file:
             found = sum(1 for line in file if line.strip())
     else:

@@ -25,6 +25,7 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.schema import ModelSection
 from soka_cli.run.environment import processors
 from soka_cli.run.interrupt import Interrupted
+from soka_cli.run.program import program_words
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -266,7 +267,7 @@ def launch(command: str, count: int) -> None:
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "soka_cli", *shlex.split(command)[1:])
+            elastic_launch(config, sys.executable)(*program_words(), *shlex.split(command)[1:])
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             raise _failure(rank, count, failure.exitcode) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soka_cli.run.environment import processors
+from soka_cli.run.program import program_words
 
 POLL = 0.05  # seconds between two looks at the processes
 THREADS = "OMP_NUM_THREADS"
@@ -101,7 +102,7 @@ def spawn(job: Job, words: tuple[str, ...], slot: int, count: int, devices: Sequ
     with ExitStack() as stack:
         out, err = (stack.enter_context(path.open("ab")) for path in (job.answer, job.log))
         return subprocess.Popen(
-            [sys.executable, "-m", "soka_cli", *words, *device, "--json"],
+            [sys.executable, *program_words(), *words, *device, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

@@ -86,6 +86,10 @@ def groups_of(row: Mapping[str, Any]) -> dict[str, str]:
     return {kind: value for kind, value in named.items() if isinstance(value, str)}
 
 
+ADDED: dict[str, Task] = {}
+"""Those that a program of one's own brought along (`tasks/added.py`)."""
+
+
 def task_named(name: str) -> Task:
     """The benchmark called `name`; SokaError exit 2 listing those that are there."""
     from soka_cli.tasks.competition_math import CompetitionMath
@@ -94,7 +98,7 @@ def task_named(name: str) -> Task:
     from soka_cli.tasks.mbpp import Mbpp
 
     everything: tuple[Task, ...] = (Gsm8k(), CompetitionMath(), Mbpp(), HumanEval())
-    tasks = {task.name: task for task in everything}
+    tasks = {task.name: task for task in everything} | ADDED
     if name not in tasks:
         raise SokaError(
             f"There is no task {name}.",

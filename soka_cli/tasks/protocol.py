@@ -110,6 +110,10 @@ class AskingProtocol(Section):
         return sha256(json.dumps([said, shots], sort_keys=True).encode()).hexdigest()
 
 
+ADDED_PROTOCOLS: dict[tuple[str, str], AskingProtocol] = {}
+"""By name and task, those that came with a task of one's own (`tasks/added.py`)."""
+
+
 def protocol_named(name: str, task: str) -> AskingProtocol:
     """The protocol called `name` of a task; SokaError exit 2 listing those that the task has."""
     if name not in (there := TASK_PROTOCOLS.get(task, ())):
@@ -119,7 +123,7 @@ def protocol_named(name: str, task: str) -> AskingProtocol:
             hint=f"use {' or '.join(there)}",
             exit_code=ExitCode.USAGE,
         )
-    return _read(name, task)
+    return ADDED_PROTOCOLS.get((name, task)) or _read(name, task)
 
 
 @cache

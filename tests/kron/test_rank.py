@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from soka_cli.kron import KronShape, RankChoice, RankRule, choose_rank, decompose_weight, restore
+from soka_cli.kron.rank import READERS, Reading
 
 
 def choose(
@@ -271,6 +272,15 @@ def test_the_rules_of_a_full_spectrum_and_of_an_unknown_noise_read_all_values() 
     assert RankRule("gavish-donoho").wanted_sigmas(4096) == 4096
     assert RankRule("gavish-donoho", noise=0.1).wanted_sigmas(4096) == 17
     assert RankRule("budget", parameters=10, max=4).wanted_sigmas(4096) == 5
+
+
+def test_a_rule_that_was_added_is_asked_bounded_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(READERS, "two", lambda spectrum: Reading(2, 2 + int(spectrum.error_bound[0] > 0.1)))
+    sigma = [3.0, 2.0, 1.0, 0.5]
+    choices = [choose(sigma, RankRule("two", max=most), bound=bound, full_rank=9) for most, bound in ((4, 1e-9), (1, 1e-9), (4, 0.2))]
+    assert [(one.rank, one.bound_by, one.ranks["two"]) for one in choices] == [(2, "two", 2), (1, "max", 2), (2, "unresolved", 2)]
+    with pytest.raises(ValueError, match=r"rank.rule 'three' is none of: .*two"):
+        RankRule("three")
 
 
 # ---- bounds

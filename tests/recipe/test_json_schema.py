@@ -10,7 +10,7 @@ import yaml
 from soka_cli.recipe.json_schema import MODELINE, recipe_schema, schema_file
 from soka_cli.recipe.options import sections
 from soka_cli.recipe.places import packaged
-from soka_cli.recipe.schema import AdapterSection, RankSection
+from soka_cli.recipe.schema import RULE_READS, TASK_PROTOCOLS, AdapterSection
 
 FOLDERS = (packaged("recipes"), *(packaged("configs") / name for name in ("ablations", "adapters", "models", "protocols")))
 FILES = sorted(path for folder in FOLDERS for path in folder.rglob("*.yaml"))
@@ -42,8 +42,11 @@ def test_counts_take_suffixes_and_bounds_have_their_names() -> None:
 
 def test_the_choices_are_those_of_the_schema() -> None:
     sections = recipe_schema()["$defs"]
-    for section, name in ((AdapterSection, "method"), (RankSection, "rule")):
-        assert set(sections[section.__name__]["properties"][name]["enum"]) == set(get_args(section.model_fields[name].annotation))
+    assert set(sections["AdapterSection"]["properties"]["method"]["enum"]) == set(
+        get_args(AdapterSection.model_fields["method"].annotation)
+    )
+    assert sections["RankSection"]["properties"]["rule"]["enum"] == list(RULE_READS)
+    assert sections["EvalSection"]["properties"]["task"]["enum"] == list(TASK_PROTOCOLS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
