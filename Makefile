@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 TEST := $(BIN)/python -m pytest --numprocesses 2
 
-.PHONY: install demo test test-fast lint bench clean
+.PHONY: install demo test test-fast lint bench docs clean
 
 install: .venv/installed
 
@@ -32,6 +32,11 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# What is written from the schema: the reference of all options, and the JSON schema that editors read.
+docs: install
+	$(BIN)/soka recipes reference > docs/recipe.md
+	$(BIN)/soka recipes schema > configs/recipe.schema.json
 
 clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -9,6 +9,7 @@ from tests.builders import REPOSITORY
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"# (\S+\.\w+)\n")
+COMMENT = re.compile(r"""('[^']*'|"(?:\\.|[^"\\])*")|(?:^|(?<=\s))#[^\n]*""", re.MULTILINE | re.DOTALL)  # or a quoted text, which stays
 ENDS = set("();<>|&\n")
 
 
@@ -34,16 +35,13 @@ def soka_commands(path: Path) -> list[list[str]]:
 
 def statements(text: str) -> list[list[str]]:
     """The words of each command of a shell's text, without comments and redirections."""
-    lexer = shlex.shlex(text.replace("\\\n", " "), posix=True, punctuation_chars="".join(ENDS))
+    spoken = COMMENT.sub(lambda match: match[1] or "", text.replace("\\\n", " "))
+    lexer = shlex.shlex(spoken, posix=True, punctuation_chars="".join(ENDS))
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     found: list[list[str]] = [[]]
-    comment = False
     for token in lexer:
         if set(token) <= ENDS:
-            comment = comment and "\n" not in token
             found.append([])
-        elif comment or token.startswith("#"):
-            comment = True
         else:
             found[-1].append(token)
     return [words for words in found if words]

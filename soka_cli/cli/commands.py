@@ -396,23 +396,24 @@ def doctor(
         "soka recipes copy gsm8k",
         "soka recipes validate my-recipe.yaml",
         "soka recipes schema > recipe.schema.json",
+        "soka recipes reference",
     ),
     without=("overrides", "recipe", "run", "device", "force", "offline"),
 )
 def recipes(
     request: Request,
     reporter: "Reporter",
-    action: Annotated[Literal["list", "show", "copy", "validate", "schema"], typer.Argument(help="What to do.")] = "list",
+    action: Annotated[Literal["list", "show", "copy", "validate", "schema", "reference"], typer.Argument(help="What to do.")] = "list",
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="A recipe; after it, for show, overrides; for validate, more recipes.")
     ] = None,
 ) -> "Outcome":
-    """List the packaged recipes, show one resolved with the origin of each value, copy one here, check some, or print the JSON schema."""
+    """List the packaged recipes, show one resolved with the origin of each value, copy one here, check some, or print all options."""
     from soka_cli.errors import ExitCode, SokaError
     from soka_cli.stages import recipes as stage
 
     names = names or []
-    takes = {"list": 0, "schema": 0, "copy": 1}.get(action)
+    takes = {"list": 0, "schema": 0, "reference": 0, "copy": 1}.get(action)
     if action in ("show", "copy") and not names:
         raise SokaError(f"soka recipes {action} needs a name", hint=f"soka recipes {action} gsm8k", exit_code=ExitCode.USAGE)
     if takes is not None and len(names) > takes:
@@ -423,6 +424,8 @@ def recipes(
         return stage.list_recipes()
     if action == "schema":
         return stage.show_schema()
+    if action == "reference":
+        return stage.show_reference()
     if action == "validate":
         return stage.validate_recipes(names)
     return stage.show_recipe(names[0], names[1:]) if action == "show" else stage.copy_recipe(names[0])

@@ -11,9 +11,17 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.json_schema import FILE_NAME, MODELINE, modeline, recipe_schema, schema_file
 from soka_cli.recipe.load import load_recipe
 from soka_cli.recipe.places import find_recipe, packaged, packaged_recipes
+from soka_cli.recipe.reference import reference
 from soka_cli.recipe.resolved import to_mapping
 from soka_cli.run.write import write_text
 from soka_cli.stages.outcome import Outcome, Table
+
+FIRST_COMPARISON = (
+    "soka run -r demo.yaml -d runs/soka",
+    "soka run -r demo.yaml -d runs/lora adapter.method=lora adapter.match_parameters=soka",
+    "soka compare runs/soka runs/lora",
+)
+"""SoKA beside LoRA of the same size, on the packaged model."""
 
 
 def list_recipes() -> Outcome:
@@ -24,7 +32,10 @@ def list_recipes() -> Outcome:
         status="done",
         figures={"recipes": [{"name": name, "description": text} for name, text in found]},
         tables=(Table("Recipes", ("name", "what it is"), tuple(found)),),
-        notes=("A file that says `extends: [gsm8k]` takes one over and changes what it names.",),
+        notes=(
+            "A file that says `extends: [gsm8k]` takes one over and changes what it names.",
+            "\n      ".join(("A first comparison, offline and in minutes:", *FIRST_COMPARISON)),
+        ),
         next_commands=("soka plan --recipe gsm8k.yaml", "soka recipes copy gsm8k"),
     )
 
@@ -108,6 +119,12 @@ def show_schema() -> Outcome:
     """The JSON schema of recipes, for an editor or another program."""
     schema = recipe_schema()
     return Outcome("recipes", "done", figures={"schema": schema}, text=json.dumps(schema, indent=2, ensure_ascii=False))
+
+
+def show_reference() -> Outcome:
+    """Every option with what it takes and means, as a page of Markdown."""
+    text = reference()
+    return Outcome("recipes", "done", figures={"reference": text}, text=text)
 
 
 def copy_recipe(name: str, folder: Path | None = None) -> Outcome:
