@@ -135,10 +135,18 @@ class Sweep:
 
 
 def assignment(path: str, value: Any, folder: Path) -> str:
-    """`train.lr=0.001`; a file that lies beside the recipe by its whole path."""
-    keys = path.split(".")
-    pattern = tuple("*" if key.isdecimal() else key for key in keys)
-    return f"{path}={json.dumps(resolve(value, folder) if pattern in LOCATIONS and isinstance(value, str) else value)}"
+    """`train.lr=0.001`; files that lie beside the recipe by their whole paths."""
+    keys = tuple("*" if key.isdecimal() else key for key in path.split("."))
+    return f"{path}={json.dumps(settled(value, keys, folder))}"
+
+
+def settled(value: Any, keys: tuple[str, ...], folder: Path) -> Any:
+    """The value of an option, its locations made independent of the recipe's folder, those inside mappings and lists too."""
+    if isinstance(value, dict):
+        return {key: settled(inner, (*keys, key), folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [settled(inner, (*keys, "*"), folder) for inner in value]
+    return resolve(value, folder) if keys in LOCATIONS and isinstance(value, str) and value else value
 
 
 def word(value: Any) -> str:
