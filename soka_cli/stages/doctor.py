@@ -9,7 +9,7 @@ from pathlib import Path
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.models.packing_kind import BITSANDBYTES
-from soka_cli.recipe.places import locate, shown
+from soka_cli.recipe.places import shown
 from soka_cli.run.environment import describe_environment, memory_bytes, processors
 from soka_cli.run.resources import available_memory, existing_parent, free_bytes
 from soka_cli.sandbox import no_isolation
@@ -18,9 +18,10 @@ from soka_cli.stages.check import Check, attempt
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.doctor_hub import hub_check
 from soka_cli.stages.doctor_processes import process_check
+from soka_cli.stages.doctor_sources import source_checks
 from soka_cli.stages.doctor_training import quantization_check, training_checks
 from soka_cli.stages.doctor_verbs import verb_rows
-from soka_cli.stages.installed import Package, packages, python_problem
+from soka_cli.stages.installed import Package, constraints_file, packages, python_problem
 from soka_cli.stages.outcome import Outcome, Table
 
 GIGABYTE = 10**9
@@ -110,7 +111,7 @@ def package_check(found: list[Package]) -> Check:
     if untested:
         return Check(
             "packages", "warn", f"allowed, but not the versions of the tests: {', '.join(untested)}",
-            "pip install --constraint constraints.txt soka-cli takes the tested ones",
+            f"pip install --constraint {constraints_file()} soka-cli takes the tested ones",
         )  # fmt: skip
     return Check("packages", "ok", f"all {sum(not package.extra for package in found)} are installed in versions that are allowed")
 
@@ -118,9 +119,10 @@ def package_check(found: list[Package]) -> Check:
 def optional_check(found: list[Package]) -> Check:
     """Extras: what is there, what is not, and which are of a version that does not fit."""
     optional = [package for package in found if package.extra]
-    problems = [f"{package.name}: {package.problem}" for package in optional if package.problem]
-    if problems:
-        return Check("optional packages", "warn", "; ".join(problems), f"pip install --upgrade 'soka-cli[{optional[0].extra}]'")
+    if wrong := [package for package in optional if package.problem]:
+        extras = ",".join(dict.fromkeys(package.extra for package in wrong))
+        problems = "; ".join(f"{package.name}: {package.problem}" for package in wrong)
+        return Check("optional packages", "warn", problems, f"pip install --upgrade 'soka-cli[{extras}]'")
     there = ", ".join(package.name for package in optional if package.installed) or "none"
     absent = ", ".join(f"{package.name} ({package.extra})" for package in optional if not package.installed)
     return Check("optional packages", "ok", f"installed: {there}" + (f"; not installed: {absent}" if absent else ""))
@@ -206,16 +208,10 @@ def sandbox_check() -> Check:
 def recipe_checks(context: StageContext, offline: bool, *, reachable: bool = True) -> list[Check]:
     """Whether the recipe's model, data and benchmarks can be had here."""
     recipe = context.recipe
-    training = recipe.data.train if isinstance(recipe.data.train, list) else []
-    sources = [(f"data.train.{number}.path", source.path) for number, source in enumerate(training)]
-    sources = sources or [("data.train.path", recipe.data.sources[0].path)]
-    if recipe.data.validation is not None and recipe.data.validation.path is not None:
-        sources.append(("data.validation.path", recipe.data.validation.path))
-    sources += [(f"eval.{number}.path", entry.path) for number, entry in enumerate(recipe.eval)]
     return [
         model_check(context, offline, reachable=reachable),
         *packing_checks(recipe.model.quantization),
-        *(source_check(name, path, offline) for name, path in sources),
+        *source_checks(recipe, reachable=reachable and not offline),
         *(task_check(number, entry.task) for number, entry in enumerate(recipe.eval)),
     ]
 
@@ -253,21 +249,6 @@ def packing_checks(kind: str) -> list[Check]:
         hint = 'pip install "soka-cli[quant]", or model.quantization=none'
         return [Check("quantization", "fail", f"{kind} needs {BITSANDBYTES}, which is not installed", hint)]
     return [Check("quantization", "ok", f"{kind} by {BITSANDBYTES} {found}")]
-
-
-def source_check(name: str, path: str, offline: bool) -> Check:
-    """A data file that is here, or a data set of the Hub."""
-    place = attempt(name, lambda: locate(path))
-    if isinstance(place, Check):
-        return place
-    if isinstance(place, Path):
-        return Check(name, "ok", f"{path} is here")
-    if Path(path).is_absolute() or Path(path).suffix:
-        return Check(name, "fail", f"there is no file {path}", f"put the file there, or name another one: {name}=FILE")
-    if offline:
-        hint = f"hf download --repo-type dataset {path}, where there is a network"
-        return Check(name, "warn", f"{path} is a data set of the Hub: offline it has to be in the data cache", hint)
-    return Check(name, "ok", f"{path} is a data set of the Hub")
 
 
 def task_check(number: int, task: str) -> Check:

@@ -80,7 +80,7 @@ def precision_checks(context: StageContext, device: str) -> Iterator[Check]:
 
 
 def room_checks(context: StageContext, device: str) -> Iterator[Check]:
-    """What one training step holds and what the run writes, by the plan's estimates."""
+    """What the start and one training step hold and what the run writes, by the plan's estimates."""
     from soka_cli.stages.plan import plan
 
     def estimate() -> dict[str, Any]:
@@ -91,7 +91,10 @@ def room_checks(context: StageContext, device: str) -> Iterator[Check]:
     if isinstance(figures, Check):
         yield replace(figures, status="warn", detail=f"memory and disk cannot be estimated: {figures.detail}")
         return
-    yield memory_room(figures["memory"]["from"]["total"], *memory_of(device))
+    place = memory_of(device)
+    if (start := figures["start_memory"]) is not None:
+        yield start_room(context.recipe.adapter.init, start["total"], *place)
+    yield training_room(figures["memory"]["from"]["total"], *place)
     yield disk_room(context.layout, figures["disk"]["total"])
 
 
@@ -106,12 +109,23 @@ def memory_of(device: str) -> tuple[str, int, int]:
     return "main memory", total, available_memory() or total
 
 
-def memory_room(needed: int, where: str, total: int, free: int) -> Check:
-    detail = f"a step holds {needed / GIGABYTE:.2f} GB by the plan, {where} has {total / GIGABYTE:.1f}, {free / GIGABYTE:.1f} of it free"
+def start_room(init: str, needed: int, where: str, total: int, free: int) -> Check:
+    """Decompose refuses a start from data that does not fit (stages/starts.py), however well training would."""
+    hint = "adapter.init=weight loads no model; or fewer adapter.target_modules, train.micro_batch_size=1, a larger device: see soka plan"
+    return memory_room("start's memory", f"init {init} holds {needed / GIGABYTE:.2f} GB in decompose", hint, needed, where, total, free)
+
+
+def training_room(needed: int, where: str, total: int, free: int) -> Check:
     hint = "a smaller train.micro_batch_size or data.max_length, train.activation_checkpointing=true, model.quantization=nf4: see soka plan"
+    return memory_room("training memory", f"a step holds {needed / GIGABYTE:.2f} GB", hint, needed, where, total, free)
+
+
+def memory_room(name: str, held: str, hint: str, needed: int, where: str, total: int, free: int) -> Check:
+    """More than all there is fails, more than is free now is warned of."""
+    detail = f"{held} by the plan, {where} has {total / GIGABYTE:.1f}, {free / GIGABYTE:.1f} of it free"
     if needed > total:
-        return Check("training memory", "fail", detail, hint)
-    return Check("training memory", "ok", detail) if needed <= free else Check("training memory", "warn", detail, hint)
+        return Check(name, "fail", detail, hint)
+    return Check(name, "ok", detail) if needed <= free else Check(name, "warn", detail, hint)
 
 
 def disk_room(layout: RunLayout, needed: int) -> Check:

@@ -13,13 +13,19 @@ def verb_rows(checks: Sequence[Check], context: StageContext | None) -> tuple[tu
     base = base_text(found, context)
     device = device_text(found)
     return (
+        ("recipes", "lists, shows and copies what the package brings"),
         ("plan", "works without network and weights"),
-        ("decompose", f"reads {base} a weight at a time, computes on {device}"),
+        ("decompose", decompose_text(found, base, device)),
         ("train", train_text(found, base, device)),
         ("eval", f"asks on {device}; {judging_text()}"),
         ("score", judging_text()),
+        ("generate", f"answers with {base} and the adapter on {device}, or asks a server"),
         ("merge", f"reads {base}, writes an ordinary model folder"),
-        ("report, compare, sweep", "need nothing more"),
+        ("export", "writes the run's adapter for stock PEFT; --push needs the Hub"),
+        ("report, compare", "draw what runs left, on the CPU"),
+        ("run, sweep", f"do on {device} what decompose, train, eval, merge and report do here"),
+        ("demo", f"the same on {device} with the packaged model, without network"),
+        ("clean", "removes set-aside stages, after asking"),
         ("several processes", found["processes"].detail),
     )
 
@@ -37,6 +43,14 @@ def base_text(found: Mapping[str, Check], context: StageContext | None) -> str:
 def device_text(found: Mapping[str, Check]) -> str:
     device = found["device"]
     return "no device (refuses, exit 3)" if device.status == "fail" else device.detail.split(",")[0]
+
+
+def decompose_text(found: Mapping[str, Check], base: str, device: str) -> str:
+    room = found.get("start's memory")
+    if room is None:
+        return f"reads {base} a weight at a time, computes on {device}"
+    refusal = "" if room.status == "ok" else "; memory is short (it refuses, exit 6)"
+    return f"loads {base} whole for its start, computes on {device}{refusal}"
 
 
 def train_text(found: Mapping[str, Check], base: str, device: str) -> str:

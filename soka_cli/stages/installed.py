@@ -13,7 +13,8 @@ from soka_cli.recipe.places import PACKAGE
 from soka_cli.run.environment import package_version
 
 DISTRIBUTION = "soka-cli"
-CONSTRAINTS = PACKAGE.parent / "constraints.txt"
+CONSTRAINTS = (PACKAGE / "_data" / "constraints.txt", PACKAGE.parent / "constraints.txt")
+"""Where the tested versions lie: inside the wheel, or at the top of a checkout."""
 DEVELOPMENT = "dev"
 
 
@@ -46,7 +47,7 @@ class Package:
 
 def packages() -> list[Package]:
     """What soka's own metadata asks for, in its order, without the tools of its development; empty where soka is not installed."""
-    tested = tested_versions(CONSTRAINTS)
+    tested = tested_versions(constraints_file())
     found = []
     for text in declared():
         requirement = Requirement(text)
@@ -72,9 +73,14 @@ def extra_of(requirement: Requirement) -> str:
     return name.partition('"')[0]
 
 
-def tested_versions(constraints: Path) -> dict[str, str]:
-    """Exact versions by canonical name from a constraints file; empty where the file did not come along (it is no part of a wheel)."""
-    if not constraints.is_file():
+def constraints_file() -> Path | None:
+    """The file of the tested versions; None in an installation that neither has."""
+    return next((path for path in CONSTRAINTS if path.is_file()), None)
+
+
+def tested_versions(constraints: Path | None) -> dict[str, str]:
+    """Exact versions by canonical name from a constraints file; empty where there is none."""
+    if constraints is None:
         return {}
     lines = (line.split("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines())
     pinned = (line.partition("==") for line in lines if "==" in line)

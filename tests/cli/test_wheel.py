@@ -1,5 +1,6 @@
 """The wheel carries recipes, configs and the demo, and works from another folder in an environment of its own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from soka_cli.stages import installed as requirements
 from tests.builders import REPOSITORY
 
 
@@ -51,3 +53,10 @@ def test_the_packaged_model_decomposes_from_another_folder(installed: Path, tmp_
     done = run(installed, tmp_path, str(installed / "soka"), "decompose", "--recipe", "demo.yaml", "--quiet")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "demo" / "decompose" / "factors.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_installed_package_knows_the_versions_that_were_tested(installed: Path, tmp_path: Path) -> None:
+    program = "import json; from soka_cli.stages.installed import packages; print(json.dumps({one.name: one.tested for one in packages()}))"
+    done = run(installed, tmp_path, str(installed / "python"), "-c", program)
+    assert json.loads(done.stdout)["torch"] == requirements.tested_versions(REPOSITORY / "constraints.txt")["torch"]

@@ -1,18 +1,24 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
+from soka_cli.cli.commands import app
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.load import load_recipe
 from soka_cli.run.layout import RunLayout
+from soka_cli.run.reporter import SilentReporter
 from soka_cli.sandbox.isolation import Isolation
 from soka_cli.stages import doctor as stage
-from soka_cli.stages import doctor_hub, doctor_processes, doctor_training, doctor_verbs, installed
+from soka_cli.stages import doctor_hub, doctor_processes, doctor_sources, doctor_training, doctor_verbs, installed
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.doctor import doctor
+from soka_cli.stages.doctor_sources import Source
 from soka_cli.stages.installed import Package, packages
+from soka_cli.stages.plan import plan
 from tests import builders
 
 
@@ -47,7 +53,12 @@ def test_the_packages_are_those_of_our_own_metadata_without_the_tools_of_develop
 def test_a_constraints_file_gives_the_tested_versions(tmp_path: Path) -> None:
     (tmp_path / "constraints.txt").write_text("# tested\ntorch==2.13.0\nHuggingface_Hub==2.4.0  # hub\nfree>=1\n")
     assert installed.tested_versions(tmp_path / "constraints.txt") == {"torch": "2.13.0", "huggingface-hub": "2.4.0"}
-    assert installed.tested_versions(tmp_path / "none.txt") == {}
+    assert installed.tested_versions(None) == {}
+
+
+def test_a_misfitting_extra_is_named_in_what_to_install() -> None:
+    quant, odd = Package("bitsandbytes", "quant", ">=0.49", "0.50", None), Package("wandb", "trackers", ">=0.20", "0.1", None)
+    assert stage.optional_check([quant, odd]).hint == "pip install --upgrade 'soka-cli[trackers]'"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +171,33 @@ def test_a_hub_that_does_not_answer_is_warned_of_and_keeps_a_recipe_that_needs_i
     assert "the Hub does not answer" in caught.value.why and caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
+def hub_source(option: str = "data.train.path") -> Source:
+    return Source(option, "no-such-owner/no-such-set", None, None, "train")
+
+
+def test_a_data_set_that_neither_the_cache_nor_the_hub_has_keeps_a_recipe_from_running(tmp_path: Path, llama_folder: Path) -> None:
+    context = context_for(tmp_path, llama_folder, data={"train": {"path": "no-such-owner/no-such-set", "task": "gsm8k"}})
+    with pytest.raises(SokaError) as caught:
+        doctor(context, offline=True)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert "data.train.path: no-such-owner/no-such-set" in caught.value.why and "not in the data cache" in caught.value.why
+    assert doctor_sources.source_check(hub_source(), reachable=True).status == "ok"
+
+
+def test_a_data_set_in_the_cache_is_enough_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_list(builders.gsm8k_rows(3))
+    asked: list[bool] = []
+
+    def cached(name: str, config: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append(datasets.config.HF_HUB_OFFLINE)
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", cached)
+    check = doctor_sources.source_check(hub_source(), reachable=False)
+    assert check.status == "ok" and "in the data cache" in check.detail
+    assert asked == [True]  # the cache alone is looked into, the network is not
+
+
 @pytest.mark.slow
 def test_processes_that_can_meet_add_up_their_numbers() -> None:
     check = doctor_processes.process_check(2)
@@ -183,6 +221,23 @@ def test_a_step_that_no_memory_here_holds_is_exit_3_and_one_that_is_short_a_warn
     assert "training memory" in caught.value.why and caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
+def test_a_start_that_no_memory_here_holds_is_exit_3_though_training_fits(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = {"rank": {"rule": "fixed", "value": 1}, "init": "early-update", "init_steps": 2, "init_lr": 1e-3, "init_rows": 4}
+    context = context_for(tmp_path, llama_folder, adapter=adapter)
+    figures = plan(replace(context, reporter=SilentReporter(), offline=True)).figures
+    training, start = figures["memory"]["from"]["total"], figures["start_memory"]["total"]
+    assert training < start
+    between = (training + start) // 2
+    monkeypatch.setattr(doctor_training, "memory_of", lambda device: ("cuda:0", between, between))
+    with pytest.raises(SokaError) as caught:
+        doctor(context, offline=True)
+    assert "start's memory: init early-update" in caught.value.why and "training memory" not in caught.value.why
+    monkeypatch.setattr(doctor_training, "memory_of", lambda device: ("cuda:0", start, between))
+    assert checks_by_name(doctor(context, offline=True))["start's memory"]["status"] == "warn"
+
+
 def test_a_missing_tracker_keeps_a_recipe_from_running(tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("soka_cli.stages.trackers.find_spec", lambda name: None)
     context = context_for(tmp_path, llama_folder, train={"steps": 2, "trackers": ["wandb"]})
@@ -200,7 +255,8 @@ def test_without_bitsandbytes_it_is_said_what_does_not_work(monkeypatch: pytest.
 def test_each_verb_is_told_what_it_will_do_here(tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_verbs, "find_isolation", lambda: Isolation(None, {}, ()))
     verbs = doctor(context_for(tmp_path, llama_folder), offline=True, device="cpu").figures["verbs"]
-    assert {"plan", "decompose", "train", "eval", "score", "merge"} <= verbs.keys()
+    every = {command.name for command in app.registered_commands} - {"doctor"}
+    assert every <= {name for names in verbs for name in names.split(", ")}
     assert "cpu" in verbs["train"] and str(llama_folder) in verbs["decompose"]
     assert "refuses mbpp and humaneval" in verbs["score"]
     assert "no device" in doctor(device="cuda:99", offline=True).figures["verbs"]["train"]
