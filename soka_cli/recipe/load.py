@@ -44,6 +44,12 @@ class LoadedRecipe:
     source_text: str
     origins: dict[str, str]
 
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Those that set a value, as they were written."""
+        mark = "override "
+        return tuple(dict.fromkeys(place.removeprefix(mark) for place in self.origins.values() if place.startswith(mark)))
+
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, folder: Path | None = None) -> LoadedRecipe:
     """Load, merge, override and check a recipe.

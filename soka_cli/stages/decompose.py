@@ -11,6 +11,7 @@ from soka_cli.recipe.schema import DATA_INITS
 from soka_cli.run.log import LOGGER
 from soka_cli.run.stage import open_stage
 from soka_cli.run.write import damaged, read_json, remove
+from soka_cli.stages.cautions import unresolved_text
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.launch import PATIENCE, Worker
 from soka_cli.stages.outcome import Cell, Outcome, Table
@@ -165,9 +166,11 @@ def outcome(context: StageContext, status: Any) -> Outcome:
     if without := figures["without_terms"]:
         notes.append(f"{len(without)} of {len(modules) + len(without)} target modules got no term, and no adapter")
     if unresolved:
-        taken = "terms were taken in the order of the modules" if context.recipe.adapter.rank.rule == "budget" else "the smaller was taken"
-        notes.append(f"{len(unresolved)} ranks hang on singular values closer than their error bounds; {taken}")
-    notes += [*source_notes(figures["stored_as"]), *(f"warning: {warning}" for warning in figures["warnings"])]
+        notes.append(unresolved_text(len(unresolved), context.recipe.adapter.rank.rule))
+    notes += [
+        *source_notes(figures["stored_as"], context.recipe.model.quantization),
+        *(f"warning: {warning}" for warning in figures["warnings"]),
+    ]
     if context.layout.search.exists():
         figures["search"] = search_figures(context.layout.search)
         notes.append(search_note(figures["search"]))
@@ -199,12 +202,18 @@ def budget_table(figures: Record) -> Table:
     return Table("The same modules at like budgets", columns, tuple((*row, f"{row[2] / total:.0%}") for row in rows))
 
 
-def source_notes(stored_as: dict[str, int]) -> list[str]:
-    """Which weights the terms come from, where the base is packed."""
-    return [
+def source_notes(stored_as: dict[str, int], quantization: str) -> list[str]:
+    """Which weights the terms come from, where the base is packed or will be when it is loaded."""
+    packed = [
         f"the base is quantised: the terms of {number} modules come from its dequantised {kind} weights, as it holds no float ones"
         for kind, number in stored_as.items()
         if "float" not in kind
+    ]
+    if packed or quantization == "none":
+        return packed
+    kinds = " and ".join(stored_as)
+    return [
+        f"the base is packed as {quantization} when it is loaded: the terms come from the {kinds} weights of its files, as a merge does"
     ]
 
 

@@ -60,6 +60,12 @@ class Layers(Written):
     modules: list[ModuleRow]
     totals: LayerTotals
     without_terms: list[str] = []
+    warnings: list[str] = []
+
+    @property
+    def unresolved(self) -> list[str]:
+        """The modules whose rank the error bounds leave open."""
+        return [module.name for module in self.modules if module.rank_bound_by == "unresolved"]
 
 
 class Step(Written):

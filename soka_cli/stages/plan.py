@@ -13,6 +13,7 @@ from soka_cli.recipe.schema import AdapterSection, ModelSection
 from soka_cli.run.resources import available_memory
 from soka_cli.run.write import write_json
 from soka_cli.stages.baselines import by_formula, laid_out, lora_parameters
+from soka_cli.stages.cautions import UNMATCHED
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import Dimensions, dimensions, unmatched
 from soka_cli.stages.ledger_table import ledger_table
@@ -142,8 +143,7 @@ def run_command(context: StageContext) -> str:
     words = ["soka", "run", "--recipe", loaded.name if loaded.path is None else shown(loaded.path, Path.cwd())]
     if root != Path("runs") / loaded.name:
         words += ["--run", str(root)]
-    overrides = [place.removeprefix("override ") for place in loaded.origins.values() if place.startswith("override ")]
-    return shlex.join([*words, *dict.fromkeys(overrides)])
+    return shlex.join([*words, *loaded.overrides])
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:
@@ -317,7 +317,7 @@ def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModu
     found = [f"{context.recipe.model.name}: {base.parameters:,} parameters, of which {share} trained (sizes: {base.source})"]
     if figures["kinds"] and context.recipe.adapter.method != "peft":
         missed = unmatched(context.recipe.adapter.target_modules, [one.name for one in base.targets])
-        found += [f"{name} in target_modules matches nothing" for name in missed]
+        found += [f"{name} {UNMATCHED}" for name in missed]
     if any(one["searched"] for one in figures["kinds"]):
         found.append("shape search reads the matrices: decompose tells the shapes; none costs more than the balanced one may")
     adapter = context.recipe.adapter

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,15 @@ from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.resolved import to_mapping, to_yaml
 from soka_cli.run.digest import file_digest
 from soka_cli.run.layout import RunLayout
+from soka_cli.run.manifest import Manifest
 from soka_cli.run.stage import open_stage
 from soka_cli.run.write import atomic_folder, read_json, to_json
 from soka_cli.stages.base_at_hand import base_at_hand
+from soka_cli.stages.cautions import cautions
 from soka_cli.stages.changes import module_changes, movement_rows, spectra_rows
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import COLUMNS, DECOMPOSED, kind_of, kind_row
+from soka_cli.stages.digests import digests
 from soka_cli.stages.findings import Findings, Layers, files_read, find, held_out_curve
 from soka_cli.stages.ledger_table import ledger_lines
 from soka_cli.stages.outcome import Cell, Outcome, Table
@@ -160,7 +163,7 @@ def contents(context: StageContext, findings: Findings, changes: Changes) -> dic
         "planned": planned_and_measured(context, findings),
         "rows": list(ledger_lines(findings.ledgers)),
         "symptoms": [found.to_mapping() for found in symptoms(findings.steps, context.recipe.adapter)],
-        "decomposition": None if layers is None else decomposition_figures(findings, layers),
+        "decomposition": None if layers is None else decomposition_figures(findings, layers, context.recipe.adapter.rank.rule),
         "decomposed": DECOMPOSED[context.recipe.adapter.init],
         "modules": module_rows(findings, {module: found.update_norm for module, found in changes.learnt.items()}),
         "changes": {"modules": changed, "spectra": spectra_rows(changed), "movement": movement_rows(changed)} if changed else None,
@@ -168,6 +171,7 @@ def contents(context: StageContext, findings: Findings, changes: Changes) -> dic
         "recipe": to_mapping(context.recipe),
         "recipe_yaml": to_yaml(context.recipe),
         "stages": {name: record.model_dump(include=set(STAGE_FIELDS)) for name, record in findings.stages.items()},
+        "digests": digests(Manifest.read(context.layout.manifest)),
         "environments": environments(findings),
         "repeat": f"soka run --recipe {run}/recipe.yaml --run {run}-again",
     }
@@ -225,9 +229,15 @@ def _median(values: list[float]) -> int | None:
     return round(sorted(values)[len(values) // 2]) if values else None
 
 
-def decomposition_figures(findings: Findings, layers: Layers) -> dict[str, Any]:
-    """layers.json without its modules, which `module_rows` has, and the table by kind."""
-    return {"totals": layers.totals.model_dump(), "without_terms": layers.without_terms, "kinds": kinds(findings)}
+def decomposition_figures(findings: Findings, layers: Layers, rule: str) -> dict[str, Any]:
+    """layers.json without its modules, which `module_rows` has; the table by kind; warnings with advice."""
+    found = cautions(layers.warnings, layers.unresolved, rule=rule)
+    return {
+        "totals": layers.totals.model_dump(),
+        "without_terms": layers.without_terms,
+        "kinds": kinds(findings),
+        "warnings": [asdict(caution) for caution in found],
+    }
 
 
 def kinds(findings: Findings) -> list[dict[str, Cell]]:

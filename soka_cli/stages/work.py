@@ -16,6 +16,7 @@ from soka_cli.models.skeleton import Target, refuse_tied, skeleton, targets, tie
 from soka_cli.models.weights import StoredWeight, stored_weights
 from soka_cli.run.digest import json_digest
 from soka_cli.stages.allocation import spread_evenly
+from soka_cli.stages.cautions import SHARED, UNMATCHED
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.dimensions import unmatched
 
@@ -83,7 +84,7 @@ def warnings(context: StageContext, model: PreTrainedModel, found: dict[str, Tar
     """Names that match nothing while others do; and, under all-linear, layers left out because the embedding shares their weight."""
     wanted = context.recipe.adapter.target_modules
     for name in unmatched(wanted, list(found)):
-        yield f"{name} in target_modules matches nothing"
+        yield f"{name} {UNMATCHED}"
     if wanted == "all-linear":
         for name, other in tied_linear(model).items():
-            yield f"{name} is left out: it shares its weight with {other}"
+            yield f"{name} {SHARED} {other}"

@@ -21,6 +21,7 @@ from soka_cli.recipe.load import load_recipe
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.reporter import SilentReporter
 from soka_cli.stages import decomposition, launch, parts
+from soka_cli.stages.cautions import cautions
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decompose import decompose, decompose_inputs
 from soka_cli.stages.launch import Worker
@@ -294,12 +295,14 @@ def test_a_name_that_matches_nothing_while_others_do_is_a_warning(contexts: Cont
     assert outcome.figures["warnings"] == context.reporter.warnings == expected
     assert all(warning in context.layout.log("decompose").read_text() for warning in expected)
     assert [note for note in outcome.notes if note.startswith("warning")] == [f"warning: {one}" for one in expected]
+    assert all(one.advice for one in cautions(expected, [], rule="min"))
 
 
 def test_all_linear_says_which_layer_is_tied_and_so_left_out(contexts: Contexts, tmp_path: Path) -> None:
     context = contexts(tiny_model_folder(tmp_path / "gpt2", "gpt2"), adapter=ALL_LINEAR)
     (warning,) = decompose(context).figures["warnings"]
     assert warning == "lm_head is left out: it shares its weight with transformer.wte.weight"
+    assert all(one.advice for one in cautions([warning], [], rule="min"))
 
 
 def test_terms_of_a_fused_base_start_an_adapter_on_the_model(contexts: Contexts, tmp_path: Path) -> None:

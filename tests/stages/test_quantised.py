@@ -18,6 +18,8 @@ from soka_cli.recipe.schema import ModelSection
 from soka_cli.run.layout import RunLayout
 from soka_cli.run.lines import read_lines
 from soka_cli.stages import train
+from soka_cli.stages.context import StageContext
+from soka_cli.stages.decompose import decompose
 from soka_cli.stages.dimensions import dimensions
 from soka_cli.stages.doctor import packing_checks
 from soka_cli.stages.memory import estimate, packed_weights
@@ -143,6 +145,13 @@ def test_what_is_not_packed_trains_in_fp32_and_products_are_in_the_precision(lla
     kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert {dtype for name, dtype in kinds.items() if "norm" in name or "embed" in name or "head" in name} == {torch.float32}
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_base_to_be_packed_is_decomposed_from_its_float_files_and_that_is_said(here: Path, llama_folder: Path) -> None:
+    write(here, llama_folder, "nf4")
+    loaded = load_recipe(here / "tiny.yaml")
+    outcome = decompose(StageContext(loaded, RunLayout(here / "run"), device="cpu", offline=True))
+    assert any("packed as nf4 when it is loaded" in note and "float32 weights of its files" in note for note in outcome.notes)
 
 
 # ---- a folder that is packed already

@@ -23,6 +23,7 @@ from soka_cli.run.layout import RunLayout
 from soka_cli.run.stage import open_stage
 from soka_cli.run.write import write_json
 from soka_cli.stages.context import StageContext
+from soka_cli.stages.outcome import Outcome
 from soka_cli.stages.report import report
 from tests.builders import recipe_mapping
 
@@ -457,6 +458,41 @@ def test_an_answer_cannot_break_out_of_its_place(whole: StageContext) -> None:
     report(whole)
     assert "<script" not in whole.layout.report_page.read_text()
     assert "\n````\n</code></pre><script>" in whole.layout.report_text.read_text()
+
+
+def test_what_the_run_was_made_of_is_shown_by_the_manifest_s_own_digests(finished: tuple[Path, Outcome]) -> None:
+    layout = RunLayout(finished[0] / "runs/tiny")
+    manifest = json.loads(layout.manifest.read_text())
+    stages = manifest["stages"]
+    outputs = {output["path"]: output["sha256"] for record in stages.values() for output in record["outputs"]}
+    shown = {row["what"]: row for row in json.loads(layout.report_findings.read_text())["digests"]}
+    expected = {
+        "recipe.yaml": manifest["recipe_sha256"],
+        "base model": stages["train"]["inputs"]["base"],
+        "training rows": stages["train"]["inputs"]["data"]["train"]["sha256"],
+        "items asked": stages["eval/gsm8k-plain-base"]["inputs"]["data_sha256"],
+        "factors at the start": outputs["decompose/factors.safetensors"],
+        "trained adapter": outputs["train/adapter/adapter_model.safetensors"],
+    }
+    assert {what: shown[what]["sha256"] for what in expected} == expected
+    assert {"decompose", "train", "eval/gsm8k-plain-adapter"} <= set(shown["base model"]["stages"])
+    for text in ("".join(Page(layout.report_page.read_text()).words), layout.report_text.read_text()):
+        assert all(row["sha256"] in text for row in shown.values())
+
+
+def test_what_decompose_warned_of_stands_on_the_page_with_advice(whole: StageContext) -> None:
+    layers = json.loads(whole.layout.layers.read_text())
+    layers["warnings"] = ["query in target_modules matches nothing"]
+    layers["modules"][1]["rank_bound_by"] = "unresolved"
+    write_json(whole.layout.layers, layers)
+    report(whole)
+    matched, unresolved = json.loads(whole.layout.report_findings.read_text())["decomposition"]["warnings"]
+    assert matched["sentence"].startswith("query in target_modules") and "soka plan" in matched["advice"]
+    assert layers["modules"][1]["name"] in unresolved["sentence"] and "rule: fixed" in unresolved["advice"]
+    page, text = whole.layout.report_page.read_text(), whole.layout.report_text.read_text()
+    for found in (matched, unresolved):
+        assert f'<p class="warning">{found["sentence"]} {found["advice"]}</p>' in page
+        assert f"**Warning:** {found['sentence']} {found['advice']}" in text
 
 
 def test_parameters_and_memory_stand_beside_the_plan(reported: StageContext) -> None:
