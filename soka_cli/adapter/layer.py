@@ -292,6 +292,15 @@ class Linear(nn.Module, SokaLayer):
         alike = x.dtype == weight.dtype == factor.dtype == computed_in(x) and x.device == weight.device == factor.device
         return alike and (x.dtype == torch.float64 or (x.dtype == torch.float32 and products_keep_fp32()))
 
+    def plan_of(self, name: str, vectors: int) -> Plan:
+        """The plan of a pass over so many vectors, under the autocast that is on: what `forward` would take, compiled or not."""
+        factor = self.soka_U[name]
+        x = torch.empty((), dtype=factor.dtype, device=factor.device).expand(vectors, self.in_features)
+        plan = self._plan(x, name, inside=True)
+        if plan != "factored" and self._takes_update(self.base_layer, x, factor):
+            return plan
+        return self._plan(x, name, inside=False)
+
     def _plan(self, x: Tensor, name: str, *, inside: bool) -> Plan:
         """How one adapter's product is computed for this input, as asked for or as it costs the least."""
         if (asked := self._product[name]) != "auto":

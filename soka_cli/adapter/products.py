@@ -3,10 +3,11 @@
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import nn
 
-from soka_cli.adapter.layer import SokaLayer
-from soka_cli.kron import Kept
+from soka_cli.adapter.layer import Linear, SokaLayer
+from soka_cli.kron import Kept, Plan, right_comes_first
 
 FP32_BYTES = 4
 
@@ -28,16 +29,38 @@ def keep_matrices(model: nn.Module, room: int) -> int:
     return needed
 
 
-def plans_used(model: nn.Module) -> list[dict[str, Any]]:
-    """For each type of adapted layer (last part of its name, shape, terms): how many there are, and passes in training by plan."""
-    found: dict[tuple[str, str, int], tuple[int, Counter[str]]] = {}
+def plans_used(model: nn.Module, vectors: int, *, autocast: bool = False) -> list[dict[str, Any]]:
+    """How each type of adapted layer (last part of its name, shape, terms) computes.
+
+    Args:
+        vectors: those of a full micro-batch, for which the plan is told.
+        autocast: whether training computes in bfloat16.
+
+    Returns:
+        Of each type how many layers there are; their plan of a full micro-batch; the order of its contraction, `V first` or `U first`;
+        and passes in training by plan, which a compiled layer does not count.
+    """
+    found: dict[tuple[str, str, int, Plan, str], tuple[int, Counter[str]]] = {}
     for path, layer in model.named_modules():
-        if isinstance(layer, SokaLayer):
-            for factors in map(layer.factors, layer.soka_U):
-                key = (path.rpartition(".")[2], str(factors.shape), factors.rank)
+        if isinstance(layer, Linear):
+            for name in layer.soka_U:
+                factors = layer.factors(name)
+                with torch.autocast(factors.left.device.type, torch.bfloat16, enabled=autocast):
+                    plan = layer.plan_of(name, vectors)
+                order = "V first" if right_comes_first(factors.shape) else "U first"
+                key = (path.rpartition(".")[2], str(factors.shape), factors.rank, plan, order)
                 layers, passes = found.get(key, (0, Counter()))
                 found[key] = (layers + 1, passes + layer.plans_used)
     return [
-        {"type": name, "shape": shape, "rank": rank, "layers": layers, "passes": dict(passes)}
-        for (name, shape, rank), (layers, passes) in found.items()
+        {
+            "type": name,
+            "shape": shape,
+            "rank": rank,
+            "layers": layers,
+            "vectors": vectors,
+            "plan": plan,
+            "order": order,
+            "passes": dict(passes),
+        }
+        for (name, shape, rank, plan, order), (layers, passes) in found.items()
     ]

@@ -2,7 +2,7 @@
 
 from soka_cli.kron.allocate import Allotment, Bid, allocate, allocate_evenly, refuse_too_little
 from soka_cli.kron.angles import principal_angles
-from soka_cli.kron.contraction import LaidOut
+from soka_cli.kron.contraction import LaidOut, right_comes_first
 from soka_cli.kron.elbow import clear_elbow
 from soka_cli.kron.factors import Decomposition, KronFactors, decompose_weight, first_non_finite, module_seed
 from soka_cli.kron.kept import Kept
@@ -62,6 +62,7 @@ __all__ = [
     "rearrange",
     "refuse_too_little",
     "restore",
+    "right_comes_first",
     "scaled_to",
     "search_budget",
     "search_shape",

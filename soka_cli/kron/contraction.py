@@ -24,6 +24,12 @@ def order_costs(shape: KronShape) -> tuple[int, int]:
     return shape.n * shape.p * (shape.q + shape.m), shape.m * shape.q * (shape.n + shape.p)
 
 
+def right_comes_first(shape: KronShape) -> bool:
+    """Whether (X R^T) and then L is the cheaper order, or as cheap; the kernels of a GPU take no other."""
+    right_first, left_first = order_costs(shape)
+    return right_first <= left_first
+
+
 @dataclass(frozen=True)
 class LaidOut:
     """sum_k L_k (x) R_k as the two operands of its products, in the cheaper order; applied to [T, n*q] it gives [T, m*p].
@@ -48,12 +54,11 @@ class LaidOut:
     def of(cls, left: Tensor, right: Tensor) -> "LaidOut":
         rank, m, n = left.shape
         _, p, q = right.shape
-        right_first, left_first = order_costs(KronShape(m, n, p, q))
-        if right_first <= left_first:
+        if right_first := right_comes_first(KronShape(m, n, p, q)):
             inner, outer = right.reshape(rank * p, q).T, left.permute(1, 2, 0).reshape(m, n * rank)
         else:
             inner, outer = left.permute(1, 0, 2).reshape(m * rank, n), right.permute(0, 2, 1).reshape(rank * q, p)
-        return cls(inner, outer, rank, m, n, p, q, right_first <= left_first)
+        return cls(inner, outer, rank, m, n, p, q, right_first)
 
     def __call__(self, x: Tensor) -> Tensor:
         between = self.rank * (self.n * self.p if self.right_first else self.m * self.q)
@@ -110,8 +115,7 @@ def term_gradients(x: Tensor, gradient: Tensor, left: Tensor, right: Tensor) -> 
         return kernels.term_gradients(x, gradient, left, right)
     rank, m, n = left.shape
     _, p, q = right.shape
-    right_first, left_first = order_costs(KronShape(m, n, p, q))
-    swapped = left_first < right_first  # Y = L X R^T is Y^T = R X^T L^T: the factors change places
+    swapped = not right_comes_first(KronShape(m, n, p, q))  # Y = L X R^T is Y^T = R X^T L^T: the factors change places
     inputs, outputs = x.reshape(len(x), n, q), gradient.reshape(len(x), m, p)
     if swapped:
         inputs, outputs, left, right = inputs.transpose(1, 2), outputs.transpose(1, 2), right, left

@@ -1,6 +1,6 @@
 """What is costly to make, kept for as long as what it was made of stays the same."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -20,10 +20,12 @@ class Kept(Generic[Made]):
     def __init__(self) -> None:
         self._values: list[Tensor] = []
         self._places: list[tuple[int, int]] = []
+        self._how: Hashable = None
         self._made: Made | None = None
 
-    def get(self, values: Sequence[Tensor], large: Tensor | None, make: Callable[[], Made]) -> Made:
-        """What `make` makes of `values` and `large`: the one at hand if they are what they were, else a new one.
+    def get(self, values: Sequence[Tensor], large: Tensor | None, make: Callable[[], Made], how: Hashable = None) -> Made:
+        """What `make` makes of `values` and `large`: the one at hand if they, and `how` it is made (a type, an order), are what they
+        were, else a new one.
 
         The caller must not write to it. A traced graph makes its own.
         """
@@ -33,9 +35,9 @@ class Kept(Generic[Made]):
         placed = [*(() if by_value else values), *(() if large is None else (large,))]
         places = [(one.data_ptr(), one._version) for one in placed]
         made = self._made
-        if made is None or places != self._places or (by_value and not self._are(values)):
+        if made is None or how != self._how or places != self._places or (by_value and not self._are(values)):
             self._made = None  # its memory serves for the next
-            self._made = made = make()
+            self._made, self._how = (made := make()), how
             self._values, self._places = [one.detach().clone() for one in values] if by_value else [], places
         return made
 

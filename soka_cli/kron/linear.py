@@ -175,4 +175,4 @@ def _matrix(parts: tuple[Tensor, ...], weight: Tensor | None, dtype: torch.dtype
             return add_terms(weight, left, right)
         return kron_dense(left, right, left.new_ones(len(left))).to(dtype)
 
-    return make() if kept is None else kept.get(parts, weight, make)
+    return make() if kept is None else kept.get(parts, weight, make, how=(dtype, turned))

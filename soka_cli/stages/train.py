@@ -322,7 +322,11 @@ class _Training:
             "first_eval_loss": metrics[0].get("eval_loss_before"),
             "last_eval_loss": evaluated[-1] if evaluated else None,
             "trainable_parameters": trainable,
-            "products": plans_used(model),
+            "products": plans_used(
+                model,
+                self.recipe.train.micro_batch_size * self.recipe.data.max_length,
+                autocast=self.recipe.train.precision == "bf16",
+            ),
             "matrices_kept_bytes": matrices_kept,
             "rows": len(rows.training),
         }

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from soka_cli.adapter import SokaConfig, SokaLayer
 from soka_cli.adapter.products import keep_matrices, plans_used
-from soka_cli.kron import PLANS
+from soka_cli.kron import PLANS, KronShape
+from soka_cli.kron.contraction import order_costs
 from soka_cli.recipe.schema import AdapterSection
 from tests.adapter import models
 
@@ -72,10 +73,35 @@ def test_a_forced_plan_is_the_one_that_runs_and_is_reported(product: str) -> Non
     network = adapted(product=product)
     loss(network).backward()
     models.output(network)  # not in training: not counted
-    reported = plans_used(network)
+    reported = plans_used(network, 20)
     assert {entry["type"] for entry in reported} == {"q_proj", "v_proj", "down_proj"}
-    assert all(entry["layers"] == 2 and entry["passes"] == {product: 2} for entry in reported)
-    assert reported[0] == {"type": "q_proj", "shape": "4x8 (x) 8x4", "rank": 3, "layers": 2, "passes": {product: 2}}
+    assert all((entry["layers"], entry["plan"], entry["passes"]) == (2, product, {product: 2}) for entry in reported)
+    told = {"type": "q_proj", "shape": "4x8 (x) 8x4", "rank": 3, "layers": 2, "vectors": 20, "order": "U first"}
+    assert reported[0] == told | {"plan": product, "passes": {product: 2}}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("vectors", [1, 20, 2000])
+def test_the_plan_told_for_a_number_of_vectors_is_the_one_that_runs(vectors: int, autocast: bool) -> None:
+    torch.manual_seed(0)
+    network = get_peft_model(nn.Sequential(nn.Linear(64, 64)), SokaConfig(target_modules=["0"], rank={"rule": "fixed", "value": 8}))
+    (told,) = plans_used(network, vectors, autocast=autocast)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        network(torch.randn(vectors, 64)).sum().backward()
+    (used,) = plans_used(network, vectors, autocast=autocast)
+    assert used["passes"] == {told["plan"]: 1}
+
+
+def test_the_order_told_is_that_of_fewer_multiply_adds() -> None:
+    told = {}
+    for m, n in ((2, 16), (16, 2)):
+        network = get_peft_model(
+            nn.Sequential(nn.Linear(32, 32)), SokaConfig(target_modules=["0"], rank=models.FIXED, shape={"m": m, "n": n})
+        )
+        (entry,) = plans_used(network, 8)
+        right_first, left_first = order_costs(KronShape(m, n, 32 // m, 32 // n))
+        told[entry["order"]] = right_first <= left_first
+    assert told == {"V first": True, "U first": False}
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -217,3 +243,15 @@ def test_an_empty_batch_gives_an_empty_result(product: str) -> None:
     assert y.shape == (2, 0, 20)
     y.sum().backward()
     assert not layer.soka_U["default"].grad.any()
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_layer_takes_inputs_that_are_not_contiguous(product: str) -> None:
+    layer = one_layer(product)
+    x = torch.randn(12, 5, 2).permute(2, 1, 0)
+    wanted = tuple(one for one in layer.parameters() if one.requires_grad)
+    results = [layer(one) for one in (x, x.contiguous())]
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+    upstream = torch.randn(2, 20, 5).transpose(1, 2)
+    for one, other in zip(*(torch.autograd.grad(y, wanted, upstream) for y in results), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

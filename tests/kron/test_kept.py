@@ -57,6 +57,13 @@ def test_a_written_or_exchanged_weight_is_seen() -> None:
     assert torch.equal(kept.get(maker.values, maker.large, maker), torch.ones(2))
 
 
+def test_what_is_made_in_another_way_is_made_again() -> None:
+    kept, maker = Kept(), Maker([torch.ones(2)], None)
+    for how in (torch.bfloat16, torch.float32, torch.float32):
+        kept.get(maker.values, None, maker, how)
+    assert maker.made == 2
+
+
 def test_what_is_dropped_is_made_again() -> None:
     kept, maker = Kept(), Maker([torch.ones(2)], None)
     kept.get(maker.values, None, maker)

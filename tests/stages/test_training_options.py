@@ -188,6 +188,22 @@ def test_compile_layers_compiles_each_block_and_keeps_names(tmp_path: Path, llam
     assert load_file(context.layout.adapter_weights).keys() == load_file(plain.layout.adapter_weights).keys()
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_environment_records_how_each_type_of_layer_computes(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """A compiled layer counts no passes; what it takes is told all the same."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: original(self, backend="eager"))
+    torch._dynamo.reset()
+    context = context_of(tmp_path, llama_folder, adapter={"product": "merged"}, compile="layers" if compiled else "none", steps=1)
+    train(context)
+    products = json.loads(context.layout.environment("train").read_text())["training"]["products"]
+    assert [(one["type"], one["layers"], one["plan"]) for one in products] == [("q_proj", 2, "merged"), ("v_proj", 2, "merged")]
+    assert all(one["vectors"] == 2 * 256 and one["order"] in ("V first", "U first") for one in products)
+    assert all(set(one["passes"]) == (set() if compiled else {"merged"}) for one in products)
+
+
 def test_speed_and_telling_are_no_inputs(tmp_path: Path, llama_folder: Path) -> None:
     train(context_of(tmp_path, llama_folder))
     changed = context_of(tmp_path, llama_folder, log_module_norms=True, activation_checkpointing=True, compile="layers", log_every=2)
