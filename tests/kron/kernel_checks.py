@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from soka_cli.kron import KronShape, contraction, kernels
+from tests.kron.shapes import random_sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Relative errors of norms. In fp32 sums differ in order; in bf16 (fp16) the value between the factors is rounded, 2^-9 (2^-11) relative.
@@ -13,6 +14,7 @@ if DEVICE == "cpu":
     del TOLERANCE[torch.bfloat16]  # the interpreter multiplies its bit patterns
 
 SIZES = [(1, 16, 16, 16, 16), (3, 3, 4, 2, 5), (2, 17, 8, 4, 33), (2, 1, 20, 30, 1), (0, 3, 4, 2, 5)]
+SIZES += random_sizes(4, largest=40)
 
 
 def drawn(dtype: torch.dtype, *sizes: tuple[int, ...]) -> list[Tensor]:

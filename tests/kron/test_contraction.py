@@ -6,9 +6,11 @@ from torch import Tensor
 
 from soka_cli.kron import KronShape, contraction, kron_dense
 from soka_cli.kron.contraction import add_terms, apply_terms, matrix_term_gradients, order_costs, term_gradients
+from tests.kron.shapes import random_sizes
 
 # Square, wide, no terms, more terms than are added row by row, and both ends of the family, where one order is the only good one.
 SIZES = [(3, 3, 4, 2, 5), (2, 2, 7, 3, 4), (0, 3, 4, 2, 5), (20, 4, 4, 4, 4), (4, 30, 1, 1, 20), (4, 1, 20, 30, 1), (1, 1, 1, 5, 6)]
+SIZES += random_sizes(8)
 VECTORS = [0, 1, 7, 100]
 
 

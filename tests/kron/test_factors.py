@@ -1,12 +1,12 @@
 """From a weight to its leading Kronecker terms: the oracles of the method."""
 
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from soka_cli.kron import Decomposition, KronFactors, KronShape, RankRule, balanced, decompose_weight, divisors, kron_dense, module_seed
+from soka_cli.kron import Decomposition, KronFactors, KronShape, RankRule, balanced, decompose_weight, kron_dense, module_seed
+from tests.kron.shapes import random_shapes
 
 
 def decompose(weight: torch.Tensor, shape: KronShape, rank: int) -> Decomposition:
@@ -34,14 +34,6 @@ def test_an_exact_sum_of_terms_is_recovered(shape: KronShape) -> None:
     assert float((dense(found.factors) - weight.double()).norm() / weight.norm()) < 1e-6
     assert found.relative_error < 1e-6
     assert found.choice.energy_kept == pytest.approx(1.0, abs=1e-9)
-
-
-def random_shapes(count: int) -> list[KronShape]:
-    draw = random.Random(0)
-    sizes = [(draw.randint(1, 60), draw.randint(1, 60)) for _ in range(count)]
-    return [
-        KronShape(m, n, out // m, inn // n) for out, inn in sizes for m, n in [(draw.choice(divisors(out)), draw.choice(divisors(inn)))]
-    ]
 
 
 @pytest.mark.parametrize("shape", random_shapes(25), ids=str)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soka_cli.kron import Kept, KronFactors, factored_update, kron_dense, matrix_update, merged_linear
+from tests.kron.shapes import random_sizes
 
 SIZES = [(2, 3, 4, 2, 5), (9, 3, 4, 2, 5), (2, 6, 1, 1, 4), (2, 1, 5, 6, 1)]
 Product = Callable[[Tensor, Tensor, Tensor | None, KronFactors, KronFactors], Tensor]
@@ -64,6 +65,70 @@ def test_values_and_gradients_are_the_references(product: str, size: tuple[int, 
     upstream = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(7))
     for one, other in zip(torch.autograd.grad(found, wanted, upstream), torch.autograd.grad(expected, wanted, upstream), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+# Relative errors of norms: sums in another order, and in bf16 a rounding of what lies between.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TYPED = [(product, dtype) for product in PRODUCTS for dtype in TOLERANCE if dtype != torch.bfloat16 or not product.startswith("merged")]
+
+
+@pytest.mark.parametrize(("product", "dtype"), TYPED, ids=str)
+@pytest.mark.parametrize("size", random_sizes(8), ids=str)
+def test_in_random_shapes_values_gradients_and_types_are_the_references(size: tuple[int, ...], product: str, dtype: torch.dtype) -> None:
+    """Input and weight in the type, factors in fp32 at least; held to the reference in fp64."""
+    held = torch.promote_types(dtype, torch.float32)
+    now, start = factors(size, 0, dtype=held, grad=True), factors(size, 1, dtype=held)
+    weight, bias = layer(size, dtype)
+    x = inputs(size, 9, dtype=dtype).requires_grad_()
+    wanted = (x, now.left, now.right, now.sigma)
+    y = PRODUCTS[product](x, weight, bias, now, start)
+    assert y.dtype == dtype
+    upstream = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7)).to(dtype)
+    exact = [one.detach().double().requires_grad_() for one in wanted]
+    begun = KronFactors(start.left.double(), start.right.double(), start.sigma.double())
+    expected = reference(exact[0], weight.double(), bias.double(), KronFactors(*exact[1:]), begun)
+    assert apart(y, expected) < TOLERANCE[dtype]
+    for one, other, of in zip(
+        torch.autograd.grad(y, wanted, upstream), torch.autograd.grad(expected, exact, upstream.double()), wanted, strict=True
+    ):
+        assert one.dtype == of.dtype
+        assert apart(one, other) < TOLERANCE[dtype]
+
+
+def apart(found: Tensor, exact: Tensor) -> float:
+    return float(((found.double() - exact).norm() / exact.norm()).detach())
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_inputs_factors_and_gradients_need_not_be_contiguous(product: str) -> None:
+    size = (2, 3, 4, 2, 5)
+    weight, bias = layer(size)
+    start, now = factors(size, 1), factors(size, 0)
+    left, right, sigma = now.left, now.right, now.sigma
+    x, upstream = inputs(size, 6, 2), torch.randn(6, 7, 2, dtype=torch.float64)[:, :6].transpose(1, 2)
+    plain = [one.clone().requires_grad_() for one in (x, left, right, sigma)]
+    strided = [
+        x.permute(2, 0, 1).contiguous().permute(1, 2, 0).requires_grad_(),
+        left.permute(2, 0, 1).contiguous().permute(1, 2, 0).requires_grad_(),
+        right.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(),
+        torch.stack([sigma, sigma], 1)[:, 0].requires_grad_(),
+    ]
+    assert not any(one.is_contiguous() for one in (*strided, upstream))
+    found, expected = (PRODUCTS[product](one[0], weight, bias, KronFactors(*one[1:]), start) for one in (strided, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    gradients = (torch.autograd.grad(y, wanted, upstream) for y, wanted in ((found, strided), (expected, plain)))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_a_kept_matrix_serves_the_type_that_asks_for_it() -> None:
+    size, kept = (2, 8, 8, 8, 8), Kept[Tensor]()
+    now, start = factors(size, 0, dtype=torch.float32), factors(size, 1, dtype=torch.float32)
+    x = inputs(size, 64, dtype=torch.float32)
+    for autocast in (True, False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = matrix_update(x, now, start, dense_gradients=False, kept=kept)
+            assert torch.equal(found, matrix_update(x, now, start, dense_gradients=False))
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
