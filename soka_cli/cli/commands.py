@@ -285,13 +285,15 @@ def report(request: Request, reporter: "Reporter") -> "Outcome":
 @verb(
     app,
     "compare",
-    examples=("soka compare runs/demo runs/demo-lora", "soka compare runs/sweep/* --out comparison --json"),
+    examples=("soka compare runs/demo runs/demo-lora", "soka compare runs/sweep --out comparison --json"),
     without=("overrides", "recipe", "run", "device", "force", "offline"),
 )
 def compare(
     request: Request,
     reporter: "Reporter",
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories that were trained.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories that were trained; a sweep's stands for its best runs.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the page, replaced as a whole (default: runs/comparison).")
     ] = None,

@@ -1,10 +1,11 @@
-"""What a comparison finds: losses at equal steps and tokens, scores column by column, paired tests, Pareto fronts."""
+"""What a comparison finds: losses at equal steps and tokens, scores column by column, over seeds, paired tests, Pareto fronts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from soka_cli.stages.contestant import Contestant, Curve, Evaluation, value_at
+from soka_cli.stages.over_seeds import Figure, OverSeeds, over_seeds
 from soka_cli.stages.paired import Paired, holm, paired
 
 BASE = "base"
@@ -91,6 +92,21 @@ class Comparison:
         """The untrained base as one of the runs asked it."""
         return next((found for run in self.runs if (found := run.evaluation(column.key, (BASE,))) is not None), None)
 
+    def configurations(self) -> list[OverSeeds]:
+        """The figures of runs that differ in their seeds alone, together; none where every run is of its own kind."""
+        if not several_seeds(self.runs):
+            return []
+        losses: dict[str, Figure] = {
+            "best loss": lambda run: self.best(run)[1],
+            "loss at equal steps": self.at_steps,
+            "loss at equal tokens": self.at_tokens,
+        }
+
+        def score_of(column: Column) -> Figure:
+            return lambda run: None if (found := self.score(run, column)) is None else found[0]
+
+        return over_seeds(self.runs, losses | {column.label: score_of(column) for column in self.columns})
+
     def find_fronts(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Fewer parameters against a lower loss, and against the first benchmark's score where every run has one."""
         sizes = {run.name: run.parameters for run in self.runs}
@@ -110,6 +126,7 @@ class Comparison:
             "equal_steps": self.steps,
             "equal_tokens": self.tokens,
             "runs": [self.run_figures(run) for run in self.runs],
+            "configurations": [one.to_mapping() for one in self.configurations()],
             "base": {column.label: scored(self.base_evaluation(column), column.metric) for column in self.columns},
             "columns": [asdict(column) | {"asked": self.asked(column)} for column in self.columns],
             "pairs": [pair_figures(pair) for pair in self.pairs],
@@ -160,11 +177,24 @@ def way_name(one: Evaluation) -> str:
     return f"{one.asked['task']} {one.asked['protocol']}" + (f", first {limit}" if limit else "")
 
 
+def several_seeds(runs: Sequence[Contestant]) -> bool:
+    """Whether a configuration has runs of more than one seed."""
+    found = {(run.configuration, run.recipe.seed) for run in runs}
+    return len(found) > len({configuration for configuration, _ in found})
+
+
 def pairs_of(runs: Sequence[Contestant], column: Column) -> Iterator[Pair]:
-    """A test for every two runs that were asked in this way."""
+    """A test for every two runs that were asked in this way; where configurations have several seeds, for those of equal seed."""
+    apart = several_seeds(runs)
+    seeds = {run.name: run.recipe.seed for run in runs}
     asked = [(run.name, found) for run in runs if (found := run.evaluation(column.key)) is not None and column.metric in found.metrics]
     shares = [(name, found.shares(column.metric)) for name, found in asked if found.predictions.is_file()]
-    tests = [(one, other, paired(ours, theirs)) for place, (one, ours) in enumerate(shares) for other, theirs in shares[place + 1 :]]
+    tests = [
+        (one, other, paired(ours, theirs))
+        for place, (one, ours) in enumerate(shares)
+        for other, theirs in shares[place + 1 :]
+        if not apart or seeds[one] == seeds[other]
+    ]
     for (one, other, test), adjusted in zip(tests, holm([test.p for _, _, test in tests]), strict=True):
         yield Pair(column, one, other, test, adjusted)
 

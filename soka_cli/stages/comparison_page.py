@@ -7,6 +7,7 @@ from typing import Any
 from soka_cli.stages.comparison import BASE, Comparison, Pair, scored
 from soka_cli.stages.contestant import Contestant
 from soka_cli.stages.outcome import Cell, Table
+from soka_cli.stages.over_seeds import OverSeeds
 from soka_cli.stages.page import Section
 from soka_cli.stages.plots import Plot, curve, front
 from soka_cli.stages.templates import duration, gigabytes, percent
@@ -27,6 +28,10 @@ def tables(comparison: Comparison) -> Iterator[Table]:
         "memory",
     )
     yield Table("Training", columns, tuple(training_row(comparison, run) for run in comparison.runs))
+    if configurations := comparison.configurations():
+        names = [name for name in configurations[0].figures if not name.startswith("loss at equal tokens")]
+        rows = tuple(seeds_row(one, names) for one in configurations)
+        yield Table("Over seeds, mean ± sample standard deviation", ("configuration", "method", "seeds", "parameters", *names), rows)
     if comparison.columns:
         labels = tuple(column.label for column in comparison.columns)
         yield Table("Scores, with standard errors over items", ("model", *labels), tuple(score_rows(comparison)))
@@ -39,6 +44,21 @@ def training_row(comparison: Comparison, run: Contestant) -> tuple[Cell, ...]:
     cells = tuple(None if loss is None else f"{loss:.4f}" for loss in losses)
     what = (run.name, run.recipe.adapter.method, f"{run.recipe.train.lr:g}", run.parameters)
     return (*what, *cells, duration(run.seconds), gigabytes(run.memory_bytes))
+
+
+def seeds_row(one: OverSeeds, names: Sequence[str]) -> tuple[Cell, ...]:
+    first = one.runs[0]
+    cells = (seeds_cell(one.figures[name], loss="loss" in name.split()) for name in names)
+    return (one.name, first.recipe.adapter.method, ", ".join(map(str, one.seeds)), first.parameters, *cells)
+
+
+def seeds_cell(found: tuple[float | None, float | None], *, loss: bool) -> Cell:
+    """4 digits of a loss, per cent of a score."""
+    middle, spread = found
+    if middle is None:
+        return None
+    written = [f"{value:.4f}" if loss else percent(value) for value in (middle, spread) if value is not None]
+    return " ± ".join(written)
 
 
 def score_rows(comparison: Comparison) -> Iterator[tuple[Cell, ...]]:
@@ -58,8 +78,10 @@ def front_notes(comparison: Comparison) -> tuple[str, ...]:
 
 
 def sections(comparison: Comparison, command: str) -> Iterator[Section]:
-    training, *others = tables(comparison)
-    yield Section("Training", (training,), tuple(curve_plots(comparison)))
+    every = list(tables(comparison))
+    count = 2 if comparison.configurations() else 1
+    training, others = every[:count], every[count:]
+    yield Section("Training", tuple(training), tuple(curve_plots(comparison)))
     if others:
         protocols = sorted({f"{one.asked['task']}: protocol {one.asked['protocol']}" for run in comparison.runs for one in run.evaluations})
         yield Section("Scores", tuple(others), notes=tuple(protocols))

@@ -80,6 +80,15 @@ class Contestant:
         return self.record.inputs
 
     @property
+    def configuration(self) -> str:
+        """What it has in common with runs of other seeds, by digest."""
+        return json_digest({name: value for name, value in self.inputs.items() if name != "seed"})
+
+    @property
+    def name_without_seed(self) -> str:
+        return self.name.replace(f"-seed{self.recipe.seed}", "")
+
+    @property
     def parameters(self) -> int | None:
         return self.findings.trainable_parameters
 

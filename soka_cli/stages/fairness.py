@@ -65,7 +65,7 @@ def plain_training(run: Contestant) -> dict[str, Any]:
 def rate_marks(runs: Sequence[Contestant]) -> Iterator[str]:
     """Unequal budgets of learning rates, and best rates at the edge of what was tried."""
     methods = {str(run.inputs.get("adapter")) for run in runs}
-    tried = {run.name: len(run.trials) or 1 for run in runs}
+    tried = {run.name_without_seed: len(run.trials) or 1 for run in runs}
     if len(methods) > 1 and max(tried.values()) == 1:
         yield (
             "each run has one learning rate, and methods have theirs at different places: this compares runs, not methods "
@@ -78,7 +78,8 @@ def rate_marks(runs: Sequence[Contestant]) -> Iterator[str]:
     for run in runs:
         rates = sorted(run.trials)
         if len(rates) > 1 and (rate := run.recipe.train.lr) in (rates[0], rates[-1]):
-            yield f"{run.name} has the {'lowest' if rate == rates[0] else 'highest'} rate tried ({rate:g}): its best may lie outside"
+            side = "lowest" if rate == rates[0] else "highest"
+            yield f"{run.name_without_seed} has the {side} rate tried ({rate:g}): its best may lie outside"
 
 
 def seed_marks(runs: Sequence[Contestant]) -> Iterator[str]:
@@ -86,10 +87,10 @@ def seed_marks(runs: Sequence[Contestant]) -> Iterator[str]:
     validation = runs[0].recipe.data.validation
     if len(seeds) > 1 and validation is not None and validation.fraction is not None:
         yield "the held-out rows are drawn by the seed, and the seeds differ: the losses are measured on different rows"
-    by_adapter: dict[str, set[Any]] = {}
+    by_configuration: dict[str, set[Any]] = {}
     for run in runs:
-        by_adapter.setdefault(str(run.inputs.get("adapter")), set()).add(run.inputs.get(SEEDED))
-    if any(len(some) < ENOUGH for some in by_adapter.values()):
+        by_configuration.setdefault(run.configuration, set()).add(run.inputs.get(SEEDED))
+    if any(len(some) < ENOUGH for some in by_configuration.values()):
         yield "one seed a configuration: standard errors are over items, and how much another seed changes is not known"
 
 

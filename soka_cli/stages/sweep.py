@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.load import LoadedRecipe
@@ -17,7 +18,7 @@ from soka_cli.run.sweep_layout import SweepLayout
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.outcome import Outcome
 from soka_cli.stages.page import write_page
-from soka_cli.stages.sweep_cost import Cost, cost, cost_table, measured_speed, totals, totals_note
+from soka_cli.stages.sweep_cost import Cost, cost, cost_table, measured_speed, seeds_note, sums, totals, totals_note
 from soka_cli.stages.sweep_page import failures_table, marks, next_commands, sweep_page, tables
 from soka_cli.stages.sweep_points import STEPS, Point, Sweep
 from soka_cli.stages.sweep_record import Record, Result, read_record
@@ -157,28 +158,58 @@ class _Sweep:
             )
         device = () if self.context.device == "auto" else ("--device", self.context.device)
         lines = [" && ".join(shlex.join(["soka", *words, *device]) for words in self.commands(point)) for point in points]
+        if seeds := self.further_seeds:
+            given = ["--recipe", shown(self.plan.source, Path.cwd()), "--run", str(self.layout.root)]
+            again = shlex.join(["soka", "sweep", *given, *self.context.loaded.overrides])
+            self.context.reporter.warn(
+                f"sweep.best_seeds is not among the commands: which setting is best shows when they have run. {again} then starts "
+                f"{len(seeds)} more seeds of each method's best, and reads the others as they are"
+            )
         return Outcome(STAGE, "done", self.layout.root, {"commands": lines}, text="\n".join(lines))
 
     def cost(self, points: Sequence[Point]) -> Outcome:
-        costs = [cost(self.context, point, merges=self.plan.section.stages == "run") for point in self.pieces(points)]
+        """What --dry-run says."""
+        costs = [cost(self.context, point, stages=stages) for point, stages in self.pieces(points)]
         done = [one.point.name for one in costs if self.is_done(one.point, None)]
         found = totals(costs, done, measured_speed(self.speeds(costs)))
-        figures = {
+        figures: dict[str, Any] = {
             "runs": [{"name": one.point.name, "parameters": one.parameters, "steps": one.steps, "tokens": one.tokens} for one in costs],
             "totals": found,
+            "best_seeds": None,
         }
-        more = [f"then {len(seeds)} more seeds of each method's best setting"] if (seeds := self.plan.section.best_seeds) else []
-        table = cost_table(costs)
-        return Outcome(STAGE, "done", self.layout.root, figures, (table,), notes=(totals_note(found, self.jobs), *more))
+        notes = [totals_note(found, self.jobs)]
+        if seeds := self.further_seeds:
+            dearest = self.dearest(costs, points)
+            figures["best_seeds"] = {"runs": len(dearest) * len(seeds), **sums([one for one in dearest for _ in seeds])}
+            notes.append(seeds_note(figures["best_seeds"], seeds))
+        return Outcome(STAGE, "done", self.layout.root, figures, (cost_table(costs),), notes=tuple(notes))
 
-    def pieces(self, points: Sequence[Point]) -> list[Point]:
-        """What would be trained in all: under halving the longest of each method at every length, by number."""
+    @property
+    def further_seeds(self) -> list[int]:
+        """Those of each method's best setting that the grid has not tried."""
+        section = self.plan.section
+        return [seed for seed in section.best_seeds if seed not in (section.seeds or [self.context.recipe.seed])]
+
+    def dearest(self, costs: Sequence[Cost], points: Sequence[Point]) -> list[Cost]:
+        """Of each method the setting that takes the most operations, at its full length."""
+        whole = costs
+        if self.lengths:
+            last = self.lengths[-1]
+            whole = [cost(self.context, self.of_length(point, last), stages=self.plan.section.stages) for point in points]
+        by_method = ([one for one in whole if one.point.method == method] for method in self.plan.methods)
+        return [max(some, key=lambda one: (one.operations or 0.0, one.steps or 0)) for some in by_method]
+
+    def pieces(self, points: Sequence[Point]) -> list[tuple[Point, str]]:
+        """What would be trained in all and what is done of it: under halving the longest of each method at every length, by number."""
+        stages: str = self.plan.section.stages
         if not self.lengths:
-            return list(points)
-        found, left = [], list(points)
+            return [(point, stages) for point in points]
+        found: list[tuple[Point, str]] = []
+        left = list(points)
         for place, steps in enumerate(self.lengths):
             before = self.lengths[place - 1] if place and not self.apart else 0
-            found += [replace(self.of_length(point, steps - before), name=f"{point.name}-{steps}steps") for point in left]
+            done = stages if place == len(self.lengths) - 1 else "train"
+            found += [(replace(self.of_length(point, steps - before), name=f"{point.name}-{steps}steps"), done) for point in left]
             left = [point for method in self.plan.methods for point in self.first_part([one for one in left if one.method == method])]
         return found
 
@@ -225,7 +256,7 @@ class _Sweep:
             self.do(alive, steps, final=final)
             if not final:
                 self.halve(alive)
-        self.try_more_seeds([seed for seed in section.best_seeds if seed not in seeds])
+        self.try_more_seeds(self.further_seeds)
         self.record.write()
 
     def of_length(self, point: Point, steps: int) -> Point:

@@ -1,14 +1,15 @@
 """sweep.json: what each run of a sweep came to, and what that says of settings and methods."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from soka_cli.run.layout import RunLayout
 from soka_cli.run.sweep_layout import SweepLayout
 from soka_cli.run.write import damaged, read_json, write_json
 from soka_cli.stages.contestant import Contestant, contestant, value_at
+from soka_cli.stages.over_seeds import spread
 from soka_cli.stages.sweep_points import RATE, Point
 from soka_cli.tasks.mean import mean
 
@@ -97,11 +98,7 @@ class Setting:
 
     @property
     def spread(self) -> float | None:
-        found = self.finished
-        if len(found) < 2:
-            return None
-        middle = mean(found)
-        return math.sqrt(math.fsum((value - middle) ** 2 for value in found) / (len(found) - 1))
+        return spread(self.finished)
 
     def to_mapping(self) -> dict[str, Any]:
         seeds = [one.point.seed for one in self.results]
@@ -209,12 +206,15 @@ def rates_tried(root: Path) -> tuple[float, ...]:
 
 
 def best_runs(root: Path) -> list[Path]:
-    """The first run of each method's best setting in a sweep directory; empty where it is none."""
+    """The runs of each method's best setting in a sweep directory, with every seed that came to its end; empty where it is no sweep's."""
     record = read_record(root)
     if record is None:
         return []
-    found = []
-    for method, best in record["best"].items():
-        names = [one["name"] for one in record["runs"] if best and one["method"] == method and one["values"] == best["values"]]
-        found += names[:1]
-    return [root / name for name in found]
+    bests = [(method, best["values"]) for method, best in record["best"].items() if best]
+    done = [one for one in record["runs"] if one["status"] == "done"]
+    return [root / one["name"] for method, values in bests for one in done if one["method"] == method and one["values"] == values]
+
+
+def is_a_sweep_s_own(path: Path) -> bool:
+    """Whether this lies in a sweep directory beside its runs without being one: logs, the report, sweep.json."""
+    return SweepLayout(path.parent).record.is_file() and not RunLayout(path).manifest.is_file()

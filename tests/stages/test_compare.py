@@ -212,6 +212,16 @@ def test_a_run_that_was_not_trained_is_exit_5_with_the_command(runs: Path, train
     assert "soka train --run" in capsys.readouterr().out
 
 
+def test_what_lies_beside_a_sweep_s_runs_is_left_out_of_a_comparison_and_that_is_said(runs: Path) -> None:
+    (runs / "sweep.json").write_text(json.dumps({"schema_version": 1, "runs": [], "best": {}}))
+    for name in ("logs", "report"):
+        (runs / name).mkdir()
+    reporter = SilentReporter()
+    figures = compare(sorted(runs.iterdir()), reporter=reporter).figures
+    assert [run["name"] for run in figures["runs"]] == ["lora", "soka"]
+    assert reporter.warnings[0] == "left out, no run: runs/logs, runs/report, runs/sweep.json"
+
+
 def test_one_run_is_no_comparison(runs: Path) -> None:
     with pytest.raises(SokaError) as caught:
         compared(runs / "soka", runs / "soka/")

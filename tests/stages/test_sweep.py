@@ -257,6 +257,32 @@ def test_a_dry_run_counts_what_is_left_and_tells_the_time_by_what_is_done(folder
     assert found["seconds"] > 0
 
 
+def test_a_dry_run_counts_what_evaluation_adds_of_one_model_or_of_all_three(folder: Path) -> None:
+    found = {stages: swept(folder, f"sweep.stages={stages}", dry_run=True) for stages in ("train", "eval", "run")}
+    most = 5 * 6  # items and tokens of each
+    tokens = {stages: outcome.figures["totals"]["answer_tokens_at_most"] for stages, outcome in found.items()}
+    assert tokens == {"train": 0, "eval": 4 * most, "run": 4 * 3 * most}
+    operations = {stages: outcome.figures["totals"]["answer_operations_at_most"] for stages, outcome in found.items()}
+    assert operations["run"] == pytest.approx(3 * operations["eval"]) and operations["eval"] > 0
+    assert "evaluation writes at most 120 tokens" in found["eval"].notes[0] and "evaluation" not in found["train"].notes[0]
+
+
+@pytest.mark.parametrize("halving", [(), ("sweep.halving={steps: [2, 4], keep: 0.5}",)], ids=["grid", "halving"])
+def test_a_dry_run_counts_the_further_seeds_of_the_best_apart(folder: Path, halving: tuple[str, ...]) -> None:
+    plain, outcome = swept(folder, *halving, dry_run=True), swept(folder, *halving, "sweep.best_seeds=[0,7,8]", dry_run=True)
+    assert outcome.figures["totals"] == plain.figures["totals"] and plain.figures["best_seeds"] is None
+    seeds = outcome.figures["best_seeds"]
+    assert (seeds["runs"], seeds["steps"]) == (2 * 2, 2 * 2 * 4)
+    assert "not counted above" in outcome.notes[1] and f"{seeds['tokens']:,} tokens" in outcome.notes[1]
+
+
+def test_printed_commands_say_that_the_further_seeds_are_not_among_them(folder: Path) -> None:
+    context = context_for(folder, "sweep.best_seeds=[7]", run="runs/s")
+    outcome = stage.sweep(context, overrides=("sweep.best_seeds=[7]",), print_commands=True)
+    (warning,) = context.reporter.warnings
+    assert len(outcome.text.splitlines()) == 4 and "best_seeds is not among the commands" in warning and "sweep.best_seeds=[7]" in warning
+
+
 def test_the_printed_commands_make_the_sweep_s_runs(folder: Path, runner: InProcess) -> None:
     lines = swept(folder, print_commands=True).text.splitlines()
     assert len(lines) == 4
@@ -312,6 +338,23 @@ def test_all_values_that_make_no_recipe_are_said_at_once(folder: Path, llama_fol
     assert all(word in caught.value.why for word in ("train.lr=-1", "train.lr=-2", "sokka"))
 
 
+def test_files_inside_a_grid_s_mappings_and_a_method_s_lists_lie_beside_the_recipe_from_wherever_soka_is_called(
+    folder: Path, llama_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "data.validation": {"path": "test.jsonl"},
+        "eval": [{"task": "gsm8k", "protocol": "lm-eval", "path": "test.jsonl", "shots": {"path": "train.jsonl"}}],
+    }
+    grid = {"data.train": [{"path": name, "task": "gsm8k"} for name in ("train.jsonl", "test.jsonl")]}
+    with_sweep(folder, llama_folder, {"grid": grid, "methods": {"soka": {"set": settings}}})
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    found = [point.recipe for point in Sweep.of(load_recipe(folder / "tiny.yaml"), ()).points()]
+    train, test = str(folder / "train.jsonl"), str(folder / "test.jsonl")
+    assert [recipe.data.sources[0].path for recipe in found] == [train, test]
+    assert all(recipe.data.validation is not None and recipe.data.validation.path == test for recipe in found)
+    assert all((entry.path, entry.shots and entry.shots.path) == (test, train) for recipe in found for entry in recipe.eval)
+
+
 def test_held_out_rows_are_needed_for_their_loss_and_the_training_loss_takes_its_place(
     folder: Path, llama_folder: Path, runner: InProcess
 ) -> None:
@@ -363,6 +406,21 @@ def test_a_sweep_is_compared_by_the_best_runs_of_its_methods_with_the_rates_trie
     assert {run["method"]: run["lr"] for run in figures["runs"]} == best
     assert all(run["rates_tried"] == [1e-3, 1e-2] for run in figures["runs"])
     assert not any("one learning rate" in mark for mark in figures["marks"])
+
+
+def test_a_sweep_is_compared_over_all_seeds_of_its_best_settings(folder: Path, runner: InProcess) -> None:
+    swept(folder, "sweep.best_seeds=[7,8]")
+    outcome = compare([Path("runs/s")], reporter=SilentReporter())
+    figures, best = outcome.figures, record(folder)["best"]
+    assert sorted(run["seed"] for run in figures["runs"]) == [0, 0, 7, 7, 8, 8]
+    for one in figures["configurations"]:
+        of_one = best[one["name"].partition("-")[0]]
+        assert one["seeds"] == of_one["seeds"] == [0, 7, 8]
+        last = one["figures"]["loss at equal steps"]
+        assert (last["mean"], last["spread"]) == pytest.approx((of_one["mean"], of_one["spread"]))
+    (table,) = (table for table in outcome.tables if table.title.startswith("Over seeds"))
+    assert [row[2] for row in table.rows] == ["0, 7, 8"] * 2 and all("±" in row[4] for row in table.rows)
+    assert not any("one seed" in mark for mark in figures["marks"])
 
 
 def test_unequal_budgets_of_rates_are_marked(folder: Path, llama_folder: Path, runner: InProcess) -> None:
