@@ -4,8 +4,9 @@ from benchmarks import decompose, evaluate, layer, merge, sandbox, startup, stre
 
 if __name__ == "__main__":
     startup.main()
-    decompose.main()
-    streaming.main()
+    decompose.main(["--full-svd"])
+    streaming.main([])
+    streaming.main(["--width", "4096", "--inner", "11008", "--layers", "1", "2", "--parts", "growth"])  # 2 of LLaMA-2-7B's 32 layers
     merge.main([])
     evaluate.main([])
     layer.main([])

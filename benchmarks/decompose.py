@@ -172,14 +172,14 @@ def report(spectrum: str, way: str, spent: float, lost: float, least: float) -> 
     print(f"| {spectrum} | {way} | {spent:.2f} | {lost:.6f} | {least:.6f} |", flush=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--spectra", nargs="+", default=["flat", "decaying"], help="of the table of ways")
     parser.add_argument("--full-svd", action="store_true", help="time one full SVD a spectrum too (about 11 s at 4096), and PiSSA's starts")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, n = {options.repeats}, seeds from 0\n")
     columns = ("spectrum", "terms", "soka s", "bound stated", "error", "svd_lowrank s", "its error", "soka / it")

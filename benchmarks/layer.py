@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--parts", nargs="+", default=["layers", "choices", "answers", "growth"])
-    parser.add_argument("--plot", type=Path, default=Path("layer-growth.svg"))
+    parser.add_argument("--plot", type=Path, default=Path(__file__).parent / "results" / "layer-growth.svg")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(f"{platform.machine()}, 1 thread, torch {torch.__version__}, fp32, n = {options.repeats}, CPU seconds of the thread")

@@ -204,7 +204,7 @@ def reading_ahead(folder: Path, model: Path, repeats: int) -> None:
         print(f"| {cache} | {alone:.2f} | {before:.2f} | {after:.2f} | {100 * (1 - after / before):.0f}% |", flush=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--inner", type=int, help="width of the feed-forward; 2.75 times the width where it is not given")
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=["growth", "sharing", "reading"], default=["growth", "reading"])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="soka-streaming-") as name:
         folder = Path(name)
