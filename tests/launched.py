@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 
 PATIENCE = 120.0  # seconds on a busy machine
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

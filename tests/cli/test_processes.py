@@ -15,7 +15,7 @@ from soka_cli.errors import ExitCode
 from soka_cli.run.layout import RunLayout
 from soka_cli.stages.decompose import decompose
 from tests.builders import gsm8k_file, recipe_mapping, stage_context, tiny_model_folder
-from tests.launched import environment, until
+from tests.launched import ACCELERATE, TORCHRUN, environment, until
 from tests.soak.decompose_kills import workers
 from tests.soak.sameness import differences
 
@@ -39,8 +39,10 @@ def words(folder: Path, *own: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_files_of_one_and_speak_once(undisturbed: RunLayout, tmp_path: Path) -> None:
-    command = [sys.executable, *words(tmp_path, "--num-processes", "2", "--json")]
+@pytest.mark.parametrize("launcher", [(), ACCELERATE], ids=["soka", "accelerate launch"])
+def test_two_processes_leave_the_files_of_one_and_speak_once(undisturbed: RunLayout, tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    own = () if launcher else ("--num-processes", "2")
+    command = [sys.executable, *launcher, *words(tmp_path, "--json", *own)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == ExitCode.DONE, done.stderr
     assert json.loads(done.stdout)["status"] == "done"
@@ -65,8 +67,7 @@ def test_a_workers_error_comes_out_once_with_its_exit_code(undisturbed: RunLayou
 @pytest.mark.slow
 def test_under_torchrun_a_killed_launcher_leaves_no_worker_and_the_run_goes_on(undisturbed: RunLayout, tmp_path: Path) -> None:
     run = RunLayout(tmp_path / "run")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher = subprocess.Popen([*torchrun, *words(tmp_path)], env=environment(), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    launcher = subprocess.Popen([sys.executable, *TORCHRUN, *words(tmp_path)], env=environment(), cwd=tmp_path, stderr=subprocess.DEVNULL)
     until(lambda: run.decompose_parts.is_dir() and any(run.decompose_parts.glob("[!.]*")))
     left = [Path(f"/proc/{worker}") for worker in workers(launcher.pid)]
     launcher.send_signal(signal.SIGKILL)

@@ -15,14 +15,12 @@ from soka_cli.errors import ExitCode
 from soka_cli.run.layout import RunLayout
 from soka_cli.stages.train import train
 from tests.builders import gsm8k_file, recipe_mapping, stage_context, tiny_model_folder
-from tests.launched import environment, until
+from tests.launched import ACCELERATE, TORCHRUN, environment, until
 from tests.soak.decompose_kills import workers
 
 STEPS = 8
 ROOT = Path(__file__).parents[2]
 MEASURED = ("tokens_per_s", "memory_bytes")
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
-ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
 
 
 def recipe(folder: Path, kind: str = "llama") -> dict[str, Any]:
