@@ -1,6 +1,6 @@
 """python -m benchmarks: every measurement that needs no argument."""
 
-from benchmarks import decompose, evaluate, layer, merge, sandbox, startup, streaming, train
+from benchmarks import decompose, evaluate, folded_start, layer, merge, sandbox, startup, streaming, train
 
 if __name__ == "__main__":
     startup.main()
@@ -10,5 +10,6 @@ if __name__ == "__main__":
     merge.main([])
     evaluate.main([])
     layer.main([])
+    folded_start.main([])
     train.main([])
     sandbox.main()

@@ -3,7 +3,8 @@
 python -m benchmarks.layer [--repeats 7] [--parts layers choices answers growth] [--plot FILE.svg]
 
 All ways of a table take turns; a figure is the median of CPU seconds of the one thread, a ratio the median (and the middle half) of the
-repetitions' ratios. In the table of layers a step is `accumulation` times forward and backward, then a change of the parameters.
+repetitions' ratios. In the table of layers a step is `accumulation` times forward and backward, then a change of the parameters; folded
+is factored with theta0 in the base weight.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.adapted import config, layer, trained
 from benchmarks.stopwatch import interleaved
+from soka_cli.adapter.fold import fold_start
 from soka_cli.adapter.products import keep_matrices
 from soka_cli.kron import PLANS, Work, balanced, choose_plan
 from soka_cli.kron.plan import seconds
@@ -54,16 +56,18 @@ def batch(outputs: int, inputs: int, tokens: int) -> tuple[Tensor, Tensor]:
     return torch.randn(1, tokens, inputs, requires_grad=True), torch.randn(1, tokens, outputs)
 
 
-def layers(repeats: int, ranks: tuple[int, ...]) -> None:
-    names = ("base", "LoRA", "LoKr", "soka", "factored", "merged", "dense")
+def layers(repeats: int, ranks: tuple[int, ...], count: int) -> None:
+    names = ("base", "LoRA", "LoKr", "soka", "factored", "folded", "merged", "dense")
     print("\n| layer, tokens, accumulation | r | LoRA ms | " + " | ".join(f"{name} / LoRA" for name in names if name != "LoRA") + " |")
     print("| --- " * (len(names) + 2) + "|")
-    for outputs, inputs, tokens, accumulation in LAYERS:
+    for outputs, inputs, tokens, accumulation in LAYERS[:count]:
         for rank in ranks:
             shape = (outputs, inputs)
             models = {"base": layer(*shape, None), "LoRA": layer(*shape, config("lora", ["0"], rank))}
             models |= {"LoKr": layer(*shape, config("lokr", ["0"], rank))} if outputs < 4096 else {}
             models |= {"soka": soka(*shape, rank), **{plan: soka(*shape, rank, plan) for plan in PLANS}}
+            models["folded"] = soka(*shape, rank, "factored")
+            fold_start(models["folded"])
             x, gradient = batch(outputs, inputs, tokens)
             times = interleaved({name: step(model, x, gradient, accumulation) for name, model in models.items()}, repeats)
             ratios = [times[name].spread(times["LoRA"]) if name in times else "-" for name in names if name != "LoRA"]
@@ -159,13 +163,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--layers", type=int, default=len(LAYERS), help="how many, from the smallest on")
     parser.add_argument("--parts", nargs="+", default=["layers", "choices", "answers", "growth"])
     parser.add_argument("--plot", type=Path, default=Path(__file__).parent / "results" / "layer-growth.svg")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(f"{platform.machine()}, 1 thread, torch {torch.__version__}, fp32, n = {options.repeats}, CPU seconds of the thread")
     if "layers" in options.parts:
-        layers(options.repeats, tuple(options.ranks))
+        layers(options.repeats, tuple(options.ranks), options.layers)
     if "choices" in options.parts:
         choices(options.repeats)
     if "answers" in options.parts:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import decompose, evaluate, layer, merge, sandbox, startup, streaming, train
+from benchmarks import decompose, evaluate, folded_start, layer, merge, sandbox, startup, streaming, train
 from tests.builders import REPOSITORY
 
-MODULES = (startup, decompose, streaming, merge, evaluate, layer, train, sandbox)
+MODULES = (startup, decompose, streaming, merge, evaluate, layer, folded_start, train, sandbox)
 
 
 def test_make_bench_times_the_full_svd_and_layers_of_llama_2_7b(monkeypatch: pytest.MonkeyPatch) -> None:

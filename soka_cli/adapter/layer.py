@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from peft.utils.other import transpose
 from peft.utils.quantization_utils import Bnb4bitBackend
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from soka_cli.adapter.config import SIGMAS, SokaConfig
+from soka_cli.adapter.foldable import Foldable, why_untouchable
 from soka_cli.adapter.start import Start, make_start
 from soka_cli.kron import (
     Kept,
@@ -42,20 +44,17 @@ TRAINED = ("soka_U", "soka_V", "soka_sigma")
 START = ("soka_start_U", "soka_start_V", "soka_start_sigma")
 
 
-class SokaLayer(BaseTunerLayer):
+class SokaLayer(Foldable):
     """Holds, per adapter, the trained terms theta and the terms theta0 it started from.
 
     `soka_U` [r, m, n], `soka_V` [r, p, q], `soka_sigma` [r] are parameters; `soka_start_*` are persistent buffers of the same
-    shapes. All are fp32 whatever the base's type. The base layer is never changed, except by `merge`.
+    shapes. All are fp32 whatever the base's type. The base layer is never changed, except by `merge` and, for a while, by `fold`.
     """
 
     adapter_layer_names = TRAINED
     other_param_names = START
 
     # What PEFT's base class provides, for the type checker.
-    active_adapters: list[str]
-    get_base_layer: Callable[[], nn.Module]
-    set_base_weight: Callable[[Tensor], None]
     _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
     _get_base_layer_device_and_dtype: Callable[[nn.Module], tuple[torch.device | None, torch.dtype | None]]
 
@@ -70,7 +69,7 @@ class SokaLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
-        self._pristine: Tensor | None = None  # the base weight as it was, while adapters are merged
+        self._pristine: Tensor | None = None  # the base weight as it was, while adapters are merged or a start is folded in
         self._product: dict[str, Any] = {}  # the plan that an adapter's config asks for, or auto
         self.plans_used: Counter[str] = Counter()  # passes in training by plan
         self.kept: Kept[Tensor] | None = None  # set by `keep_matrices`
@@ -128,7 +127,7 @@ class SokaLayer(BaseTunerLayer):
         return next(base.parameters()).device if device is None else device
 
     def get_base_weight(self) -> Tensor:
-        """The base weight in its own layout; a copy in a floating type where it is quantised."""
+        """The base weight in its own layout; a copy in a floating type where it is quantised. Where a start is folded in, as it was."""
         if isinstance(self.quantization_backend, Bnb4bitBackend):
             # At its first inference on a CPU bitsandbytes rearranges the packed weight, and reading it then gives garbage;
             # taking the state dict puts it back.
@@ -150,9 +149,10 @@ class SokaLayer(BaseTunerLayer):
     def set_factors(self, adapter_name: str, start: KronFactors, present: KronFactors | None = None) -> None:
         """Give the adapter its start, and its present terms (default: the start)."""
         present = start if present is None else present
-        for names, factors in ((TRAINED, present), (START, start)):
-            for name, tensor in zip(names, (factors.left, factors.right, factors.sigma), strict=True):
-                self._put(name, adapter_name, tensor.detach().to(self._factor_device(), torch.float32).clone())
+        with self.start_apart(adapter_name):
+            for names, factors in ((TRAINED, present), (START, start)):
+                for name, tensor in zip(names, (factors.left, factors.right, factors.sigma), strict=True):
+                    self._put(name, adapter_name, tensor.detach().to(self._factor_device(), torch.float32).clone())
 
     def _factor_device(self) -> torch.device | None:
         """Where the base layer computes; an offloaded weight says meta outside its hook, so None (leave it) there."""
@@ -181,9 +181,10 @@ class SokaLayer(BaseTunerLayer):
     def cast_factors(self, adapter_name: str, dtype: torch.dtype) -> None:
         """Hold the adapter's terms in another floating type, start and present alike."""
         if adapter_name in self.soka_U:
-            for name in (*TRAINED, *START):
-                tensor = getattr(self, name)[adapter_name]
-                tensor.data = tensor.data.to(dtype)
+            with self.start_apart(adapter_name):
+                for name in (*TRAINED, *START):
+                    tensor = getattr(self, name)[adapter_name]
+                    tensor.data = tensor.data.to(dtype)
 
     # ---- what an adapter adds
 
@@ -194,6 +195,15 @@ class SokaLayer(BaseTunerLayer):
     def start_factors(self, adapter_name: str) -> KronFactors:
         """The terms the adapter started from."""
         return KronFactors(self.soka_start_U[adapter_name], self.soka_start_V[adapter_name], self.soka_start_sigma[adapter_name])
+
+    def forget_products(self) -> None:
+        self._laid_out_updates.clear()
+        if self.kept is not None:
+            self.kept.drop()
+
+    def _start_beside(self, adapter_name: str) -> KronFactors | None:
+        """Those that have to be subtracted from the product; None where they are out of the base weight already."""
+        return None if self.folded == adapter_name else self.start_factors(adapter_name)
 
     def _difference(self, adapter_name: str) -> tuple[KronSum, KronSum]:
         """K(theta) - K(theta0) as two Kronecker sums."""
@@ -226,19 +236,30 @@ class Linear(nn.Module, SokaLayer):
         super().__init__()
         SokaLayer.__init__(self, base_layer, **quantization)
         self._active_adapter = adapter_name
+        self._folded_before_load: str | None = None
+        self.register_state_dict_post_hook(_with_pristine_weight)
+        self.register_load_state_dict_post_hook(_folded_again)
         self.update_layer(adapter_name, config, module_name, values_follow=values_follow)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
         names = [] if self.disable_adapters or self.merged else self._held(self.active_adapters)
-        if len(names) == 1 and not args and not kwargs and (result := self._merged_result(x, names[0])) is not None:
-            return result
-        result = self.base_layer(x, *args, **kwargs)  # (..., out)
+        if self.folded is not None and self.folded not in names:
+            result = self._pristine_result(x, *args, **kwargs)
+        elif len(names) == 1 and not args and not kwargs and (merged := self._merged_result(x, names[0])) is not None:
+            return merged
+        else:
+            result = self.base_layer(x, *args, **kwargs)  # (..., out)
         for name in names:
             inputs = self._cast_input_dtype(x, self.soka_U[name].dtype)  # (..., in)
             result = result + self._update(inputs, name).to(result.dtype)
         return result
+
+    def _pristine_result(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's, of a folded layer whose adapter takes no part."""
+        assert self._pristine is not None
+        return functional_call(self.base_layer, {"weight": self._pristine.to(x.device)}, (x, *args), kwargs)
 
     def _merged_result(self, x: Tensor, name: str) -> Tensor | None:
         """The whole layer through one matrix; None where the plan is another, or the base weight cannot take the update in."""
@@ -252,7 +273,7 @@ class Linear(nn.Module, SokaLayer):
             base.weight,
             base.bias,
             self.factors(name),
-            self.start_factors(name),
+            self._start_beside(name),
             fan_in_fan_out=self.fan_in_fan_out,
             dense_gradients=plan == "dense",
             kept=self.kept,
@@ -266,29 +287,38 @@ class Linear(nn.Module, SokaLayer):
             y = self._laid_out(name, dtype)(x.to(dtype).reshape(-1, self.in_features))
             return y.view(*x.shape[:-1], self.out_features)
         self._count(plan, name)
-        now, start = self.factors(name), self.start_factors(name)
+        now, start = self.factors(name), self._start_beside(name)
         if plan == "factored":
             return factored_update(x, now, start)
         return matrix_update(x, now, start, dense_gradients=plan == "dense", kept=self.kept)
 
     def _laid_out(self, name: str, dtype: torch.dtype) -> LaidOut:
         """The update ready to be applied, as the tokens of an answer come one by one."""
-        parts = [getattr(self, part)[name] for part in (*TRAINED, *START)]
+        parts = [getattr(self, part)[name] for part in (TRAINED if self.folded == name else (*TRAINED, *START))]
         kept = self._laid_out_updates.setdefault((name, dtype), Kept())
-        return kept.get(parts, None, lambda: laid_out_update(KronFactors(*parts[:3]), KronFactors(*parts[3:]), dtype))
+        return kept.get(parts, None, lambda: laid_out_update(self.factors(name), self._start_beside(name), dtype))
 
     def train(self, mode: bool = True) -> Any:
         self._laid_out_updates.clear()
         return super().train(mode)
 
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        """As torch's, which moves and casts; the pristine weight goes along."""
+        with self.start_apart(self.folded):
+            return super()._apply(*arguments, **options)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        """As torch's; a folded layer takes W and theta0 as such, and `_folded_again` follows when its parts are loaded."""
+        self._folded_before_load = self.folded
+        self.unfold()
+        super()._load_from_state_dict(*arguments, **options)
+
     @staticmethod
     def _takes_update(base: nn.Module, x: Tensor, factor: Tensor) -> bool:
         """Whether W + K(theta) - K(theta0) says what the two apart do: a plain frozen layer, all of it computed in fp32 or fp64."""
-        if type(base) not in (nn.Linear, Conv1D) or base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+        if why_untouchable(base) is not None:
             return False
-        weight = base.weight
-        if type(weight) is not nn.Parameter or weight.requires_grad or hasattr(base, "_hf_hook"):
-            return False
+        weight: Any = base.weight
         alike = x.dtype == weight.dtype == factor.dtype == computed_in(x) and x.device == weight.device == factor.device
         return alike and (x.dtype == torch.float64 or (x.dtype == torch.float32 and products_keep_fp32()))
 
@@ -312,6 +342,7 @@ class Linear(nn.Module, SokaLayer):
             inside,
             self.kept is not None,
             torch.is_grad_enabled() and left.requires_grad,
+            self.folded == name,
             dtype,
             x.device.type,
         )
@@ -321,9 +352,9 @@ class Linear(nn.Module, SokaLayer):
             plan = self._plans[key] = self._cheapest(*key)
         return plan
 
-    def _cheapest(self, name: str, vectors: int, inside: bool, kept: bool, trained: bool, dtype: torch.dtype, device: str) -> Plan:
-        sizes = (*self.soka_U[name].shape, *self.soka_V[name].shape[1:])
-        return choose_plan(Work(sizes, vectors=vectors, inside=inside, kept=kept, trained=trained, dtype=dtype, device=device))
+    def _cheapest(self, name: str, *work: Any) -> Plan:
+        """The fields of `Work` after the sizes, in their order."""
+        return choose_plan(Work((*self.soka_U[name].shape, *self.soka_V[name].shape[1:]), *work))
 
     def _count(self, plan: Plan, name: str) -> None:
         if torch.is_grad_enabled() and self.soka_U[name].requires_grad and not torch.compiler.is_compiling():
@@ -353,6 +384,7 @@ class Linear(nn.Module, SokaLayer):
         names = self._held(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
+        self.unfold()
         if self.quantization_backend is not None and not self.quantization_backend.supports_merge:
             raise TypeError(f"a {self.quantization_backend.backend_name} base cannot take a merged weight; merge into the float base")
         pristine = self.get_base_weight() if self._pristine is None else self._pristine
@@ -383,6 +415,21 @@ class Linear(nn.Module, SokaLayer):
 
     def __repr__(self) -> str:
         return "soka." + super().__repr__()
+
+
+def _with_pristine_weight(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """A state dict has the base weight as it was."""
+    assert isinstance(layer, Linear)
+    if layer.folded is not None:
+        state[f"{prefix}base_layer.weight"] = layer.get_base_weight()
+
+
+def _folded_again(layer: nn.Module, _: Any) -> None:
+    """After a load into a folded layer: with the theta0 that came."""
+    assert isinstance(layer, Linear)
+    if (name := layer._folded_before_load) is not None:
+        layer._folded_before_load = None
+        layer.fold(name)
 
 
 @torch.compiler.assume_constant_result

@@ -76,7 +76,12 @@ class SokaModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """Put the module in place. PEFT's also moves it to the weight's device, which for an offloaded weight is meta."""
+        """Put the module in place. PEFT's also moves it to the weight's device, which for an offloaded weight is meta.
+
+        A layer that makes place for its base gives it the pristine weight back.
+        """
+        if isinstance(child, SokaLayer):
+            child.unfold()
         setattr(parent, child_name, new_module)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

@@ -16,31 +16,33 @@ Parts = tuple[Tensor, Tensor, Tensor]
 """left [r, m, n], right [r, p, q] and sigma [r]."""
 
 
-def factored_update(x: Tensor, now: KronFactors, start: KronFactors) -> Tensor:
+def factored_update(x: Tensor, now: KronFactors, start: KronFactors | None) -> Tensor:
     """(K(theta) - K(theta0)) x factor by factor; exactly zero where the two are equal. Under autocast in its type.
 
     Args:
         x: [..., n*q].
         now: theta, which gets gradients.
-        start: theta0.
+        start: theta0; None for K(theta) x alone, beside a base weight that holds W - K(theta0).
 
     Returns:
         [..., m*p], in the type of the computation.
     """
     x = x.to(computed_in(x))
-    return _FactoredUpdate.apply(x, *_parts(now), *_parts(start))
+    return _FactoredUpdate.apply(x, *_parts(now, start))
 
 
-def laid_out_update(now: KronFactors, start: KronFactors, dtype: torch.dtype) -> LaidOut:
-    """K(theta) - K(theta0) ready to be applied to many inputs of a type, one after the other; without gradients."""
+def laid_out_update(now: KronFactors, start: KronFactors | None, dtype: torch.dtype) -> LaidOut:
+    """The same sum ready to be applied to many inputs of a type, one after the other; without gradients."""
     with torch.no_grad():
-        return LaidOut.of(*_difference((*_parts(now), *_parts(start)), dtype))
+        return LaidOut.of(*_sum(_parts(now, start), dtype))
 
 
-def matrix_update(x: Tensor, now: KronFactors, start: KronFactors, *, dense_gradients: bool, kept: Kept[Tensor] | None = None) -> Tensor:
+def matrix_update(
+    x: Tensor, now: KronFactors, start: KronFactors | None, *, dense_gradients: bool, kept: Kept[Tensor] | None = None
+) -> Tensor:
     """The same through the matrix K(theta) - K(theta0), made again for backward; gradients as in `merged_linear`."""
     x = x.to(computed_in(x))
-    return _MatrixProduct.apply(x, *_parts(now), *_parts(start), None, None, False, dense_gradients, kept)
+    return _MatrixProduct.apply(x, None, None, False, dense_gradients, kept, *_parts(now, start))
 
 
 def merged_linear(
@@ -48,7 +50,7 @@ def merged_linear(
     weight: Tensor,
     bias: Tensor | None,
     now: KronFactors,
-    start: KronFactors,
+    start: KronFactors | None,
     *,
     fan_in_fan_out: bool = False,
     dense_gradients: bool = False,
@@ -63,14 +65,14 @@ def merged_linear(
         weight: W, [m*p, n*q]; [n*q, m*p] with `fan_in_fan_out` (GPT-2's Conv1D).
         bias: [m*p].
         now: theta, which gets gradients.
-        start: theta0.
+        start: theta0; None where W holds W - K(theta0).
         dense_gradients: through the gradient of the whole matrix, for many terms; else factor by factor.
         kept: where the matrix stays while theta does; else it is made again for backward.
 
     Returns:
         [..., m*p].
     """
-    return _MatrixProduct.apply(x, *_parts(now), *_parts(start), weight, bias, fan_in_fan_out, dense_gradients, kept)
+    return _MatrixProduct.apply(x, weight, bias, fan_in_fan_out, dense_gradients, kept, *_parts(now, start))
 
 
 def computed_in(x: Tensor) -> torch.dtype:
@@ -80,12 +82,16 @@ def computed_in(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _parts(factors: KronFactors) -> Parts:
-    return factors.left, factors.right, factors.sigma
+def _parts(*sums: KronFactors | None) -> tuple[Tensor, ...]:
+    """The parts of theta, and of theta0 where it counts."""
+    return tuple(part for factors in sums if factors is not None for part in (factors.left, factors.right, factors.sigma))
 
 
-def _difference(parts: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """K(theta) - K(theta0) as one sum of 2 r terms, L [2r, m, n] and R [2r, p, q], each term with a zero factor at the start."""
+def _sum(parts: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """K(theta) - K(theta0) as one sum of 2 r terms, L [2r, m, n] and R [2r, p, q], each term with a zero factor at the start; of theta
+    alone the r terms of K(theta)."""
+    if len(parts) == 3:
+        return (parts[2][:, None, None] * parts[0]).to(dtype), parts[1].to(dtype)
     first, second = kron_difference(KronFactors(*parts[:3]), KronFactors(*parts[3:]))
     left = torch.cat([first[0], second[2][:, None, None] * second[0]])
     return left.to(dtype), torch.cat([first[1], second[1]]).to(dtype)
@@ -99,13 +105,13 @@ def _parameter_gradients(d_left: Tensor, d_right: Tensor, parts: tuple[Tensor, .
 
 
 class _FactoredUpdate(torch.autograd.Function):
-    """x [..., in], theta and theta0 -> [..., out]."""
+    """x [..., in], theta and (or not) theta0 -> [..., out]."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, *parts: Tensor) -> Tensor:
         ctx.save_for_backward(x, *parts)
         with torch.autocast(x.device.type, enabled=False):
-            y = apply_terms(x.reshape(-1, x.shape[-1]), *_difference(parts, x.dtype))
+            y = apply_terms(x.reshape(-1, x.shape[-1]), *_sum(parts, x.dtype))
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -118,21 +124,21 @@ class _FactoredUpdate(torch.autograd.Function):
         d_parts: tuple[Tensor | None, ...] = (None, None, None)
         with torch.autocast(x.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                left, right = _difference(parts, x.dtype)
+                left, right = _sum(parts, x.dtype)
                 d_x = apply_terms(gradients, left.transpose(1, 2), right.transpose(1, 2)).reshape(x.shape)
             if any(ctx.needs_input_grad[1:4]):
                 left = (parts[2][:, None, None] * parts[0]).to(x.dtype)
                 d_parts = _parameter_gradients(*term_gradients(rows, gradients, left, parts[1].to(x.dtype)), parts)
-        return d_x, *d_parts, None, None, None
+        return d_x, *d_parts, *(None,) * len(parts[3:])
 
 
 class _MatrixProduct(torch.autograd.Function):
-    """x [..., in], theta, theta0, W or none, bias or none, and how -> [..., out]."""
+    """x [..., in], W or none, bias or none, how, theta and (or not) theta0 -> [..., out]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *others: Any) -> Tensor:
-        *parts, weight, bias, turned, dense_gradients, kept = others
-        ctx.save_for_backward(x, *parts, weight)
+        weight, bias, turned, dense_gradients, kept, *parts = others
+        ctx.save_for_backward(x, weight, *parts)
         ctx.turned, ctx.dense_gradients, ctx.kept = turned, dense_gradients, kept
         with torch.autocast(x.device.type, enabled=False):
             matrix = _matrix(tuple(parts), weight, x.dtype, turned, kept)
@@ -144,7 +150,7 @@ class _MatrixProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, *held, weight = ctx.saved_tensors
+        x, weight, *held = ctx.saved_tensors
         parts = tuple(held)
         rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         d_x: Tensor | None = None
@@ -153,22 +159,22 @@ class _MatrixProduct(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 matrix = _matrix(parts, weight, x.dtype, ctx.turned, ctx.kept)
                 d_x = (gradients @ (matrix.T if ctx.turned else matrix)).reshape(x.shape)
-            if any(ctx.needs_input_grad[1:4]):
+            if any(ctx.needs_input_grad[6:9]):
                 left, right = (parts[2][:, None, None] * parts[0]).to(x.dtype), parts[1].to(x.dtype)
                 if ctx.dense_gradients:
                     d_terms = matrix_term_gradients(gradients.T @ rows, left, right)
                 else:
                     d_terms = term_gradients(rows, gradients, left, right)
                 d_parts = _parameter_gradients(*d_terms, parts)
-            d_bias = gradients.sum(0) if ctx.needs_input_grad[8] else None
-        return d_x, *d_parts, None, None, None, None, d_bias, None, None, None
+            d_bias = gradients.sum(0) if ctx.needs_input_grad[2] else None
+        return d_x, None, d_bias, None, None, None, *d_parts, *(None,) * len(parts[3:])
 
 
 def _matrix(parts: tuple[Tensor, ...], weight: Tensor | None, dtype: torch.dtype, turned: bool, kept: Kept[Tensor] | None) -> Tensor:
-    """W + K(theta) - K(theta0), or without a W the difference alone, in `dtype`."""
+    """W and the sum of terms added to it, or without a W the sum alone, in `dtype`."""
 
     def make() -> Tensor:
-        left, right = _difference(parts, parts[0].dtype)
+        left, right = _sum(parts, parts[0].dtype)
         if turned:
             left, right = left.transpose(1, 2), right.transpose(1, 2)
         if weight is not None:

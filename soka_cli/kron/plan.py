@@ -5,7 +5,8 @@
   cannot be added to, applied beside it; gradients of the factors go factor by factor.
 - dense: as merged, with the gradients through the gradient of the whole matrix, a dense product however many terms there are.
 
-Each starts as the base bit for bit. The choice depends on sizes, type and device alone, so a run that goes on chooses as before.
+Each starts as the base bit for bit, unless theta0 is folded into the base weight. The choice depends on sizes, type and device alone, so
+a run that goes on chooses as before.
 """
 
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Work:
         inside: whether the update may be added to the base weight.
         kept: whether the matrix is at hand from pass to pass, while theta stays.
         trained: whether a backward pass follows.
+        folded: whether the base weight holds W - K(theta0), so that the terms of theta alone are computed.
         dtype: of the computation.
         device: its type.
     """
@@ -60,8 +62,14 @@ class Work:
     inside: bool
     kept: bool = False
     trained: bool = True
+    folded: bool = False
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+
+    @property
+    def terms(self) -> int:
+        """Those of theta, and of theta0 where it is computed beside."""
+        return self.sizes[0] if self.folded else 2 * self.sizes[0]
 
 
 def choose_plan(work: Work) -> Plan:
@@ -81,10 +89,10 @@ def seconds(plan: Plan, work: Work) -> float:
     factored_gradients = 2 * rank * unit / speed.thin + 2 * work.vectors * (shape.out_features + shape.in_features) * size / speed.bytes
     dense_gradients = work.vectors * matrix / speed.dense + 5 * matrix * size / speed.bytes + 2 * rank * matrix / speed.thin
     if plan == "factored":
-        beside = passes * (2 * rank * unit / speed.thin + 3 * work.vectors * shape.out_features * size / speed.bytes + 12 * speed.call)
+        beside = passes * (work.terms * unit / speed.thin + 3 * work.vectors * shape.out_features * size / speed.bytes + 12 * speed.call)
         return beside + (factored_gradients if work.trained else 0.0)
-    touched = 2 if 2 * rank <= BATCHED_TERMS else 4  # W is read and W' written, and beyond that a rearranged sum in between
-    forming = touched * matrix * size / speed.bytes + 2 * rank * matrix / speed.thin + 12 * speed.call
+    touched = 2 if work.terms <= BATCHED_TERMS else 4  # W is read and W' written, and beyond that a rearranged sum in between
+    forming = touched * matrix * size / speed.bytes + work.terms * matrix / speed.thin + 12 * speed.call
     forward = (0 if work.kept else passes) * forming
     if not work.inside:
         forward += passes * (work.vectors * matrix / speed.dense + 3 * work.vectors * shape.out_features * size / speed.bytes)
@@ -101,9 +109,9 @@ def multiply_adds(plan: Plan, work: Work) -> int:
     unit = work.vectors * min(order_costs(shape))
     passes = 2 if work.trained else 1
     if plan == "factored":
-        through = passes * 2 * rank * unit
+        through = passes * work.terms * unit
     else:
-        through = (0 if work.kept else passes) * 2 * rank * matrix + (0 if work.inside else passes * work.vectors * matrix)
+        through = (0 if work.kept else passes) * work.terms * matrix + (0 if work.inside else passes * work.vectors * matrix)
     if not work.trained:
         return through
     return through + (work.vectors * matrix + 2 * rank * matrix if plan == "dense" else 2 * rank * unit)

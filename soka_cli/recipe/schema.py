@@ -17,7 +17,19 @@ SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 BASELINE = ("target_modules", "rank", "alpha", "match_parameters", "config")
 METHOD_READS = {
-    "soka": ("target_modules", "shape", "shape_pattern", "rank", "init", "init_rows", "init_steps", "init_lr", "sigma", "product"),
+    "soka": (
+        "target_modules",
+        "shape",
+        "shape_pattern",
+        "rank",
+        "init",
+        "init_rows",
+        "init_steps",
+        "init_lr",
+        "sigma",
+        "product",
+        "fold_start",
+    ),
     "lora": BASELINE,
     "pissa": BASELINE,
     "lokr": BASELINE,
@@ -346,6 +358,11 @@ class AdapterSection(Section):
     config: dict[str, Any] = Field(default={}, description="Further fields of PEFT's own configuration; for peft also peft_type.")
     product: Literal["auto", "factored", "merged", "dense"] = Field(
         default="auto", description="How the update is computed; auto takes the cheapest for each layer and batch. Changes speed alone."
+    )
+    fold_start: Switch = Field(
+        default=False,
+        description="Trains with theta0 taken out of the base weights, so that it costs no product; main memory keeps them as they were. "
+        "The start is the base up to rounding alone, which shows in bf16.",
     )
 
     @model_validator(mode="after")
@@ -796,6 +813,25 @@ class Recipe(Section):
         for name, choice, plain in (("compile", train.compile, "none"), ("strategy", train.strategy, "ddp")):
             if choice != plain:
                 raise misfit(f"{name}: {choice} does not go with model.max_memory; drop one of them", f"train.{name}", "model.max_memory")
+        return self
+
+    @model_validator(mode="after")
+    def weights_may_be_changed(self) -> "Recipe":
+        if not self.adapter.fold_start:
+            return self
+        model, train = self.model, self.train
+        for name, choice, plain, why in (
+            ("model.quantization", model.quantization, "none", "packed weights cannot take it in"),
+            ("train.strategy", train.strategy, "ddp", "its weights are shared out among the processes"),
+        ):
+            if choice != plain:
+                raise misfit(f"fold_start changes the base weights, and with {name}: {choice} {why}; drop one", "adapter.fold_start", name)
+        if model.max_memory is not None:
+            raise misfit(
+                "fold_start changes the base weights, and model.max_memory fetches them anew for each pass; drop one",
+                "adapter.fold_start",
+                "model.max_memory",
+            )
         return self
 
     @model_validator(mode="after")

@@ -114,7 +114,7 @@ def decompose_inputs(context: StageContext, base: str) -> dict[str, Any]:
     recipe = to_mapping(context.recipe)
     model = {name: value for name, value in recipe["model"].items() if name not in ("name", "revision", "trust_remote_code", "max_memory")}
     adapter = {
-        name: value for name, value in recipe["adapter"].items() if name not in ("sigma", "product")
+        name: value for name, value in recipe["adapter"].items() if name not in ("sigma", "product", "fold_start")
     }  # how training holds and computes it
     inputs = {"model": model, "base": base, "adapter": adapter, "seed": recipe["seed"]}
     if context.recipe.adapter.init in DATA_INITS:

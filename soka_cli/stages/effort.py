@@ -50,7 +50,8 @@ def adapter_operations(terms: Terms, recipe: Recipe, *, trained: bool) -> int:
     tokens = recipe.train.micro_batch_size * recipe.data.max_length
     inside = recipe.train.precision == "fp32" and recipe.model.quantization == "none"
     dtype = torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16
-    work = Work((rank, shape.m, shape.n, shape.p, shape.q), vectors=tokens, inside=inside, dtype=dtype)
+    sizes, folded = (rank, shape.m, shape.n, shape.p, shape.q), recipe.adapter.fold_start
+    work = Work(sizes, vectors=tokens, inside=inside, folded=folded, dtype=dtype)
     asked = recipe.adapter.product
     plan = choose_plan(work) if asked == "auto" else asked
     return 2 * multiply_adds(plan, replace(work, trained=trained)) // tokens

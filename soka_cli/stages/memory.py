@@ -98,6 +98,14 @@ def bounded(recipe: Recipe, held: int) -> int:
     return held if bounds is None else min(held, bounds.gpu or bounds.cpu or held)
 
 
+def pristine_weights(recipe: Recipe, base: Dimensions) -> int:
+    """Main memory beside the device's: with `adapter.fold_start` the targets' weights as they were, out x in values each."""
+    if recipe.adapter.method != "soka" or not recipe.adapter.fold_start:
+        return 0
+    width = FP32 if recipe.train.precision == "fp32" else BYTES[recipe.model.dtype]
+    return width * sum(module.out_features * module.in_features for module in base.targets)
+
+
 def packed_weights(base: Dimensions, width: int, kind: str) -> int:
     """Linear weights at their packed size, the rest in fp32, and what is unpacked at one time.
 

@@ -20,7 +20,7 @@ from soka_cli.stages.ledger_table import ledger_table
 from soka_cli.stages.length import Length, length
 from soka_cli.stages.like_rank import lokr_span
 from soka_cli.stages.matching import settled
-from soka_cli.stages.memory import BYTES, Memory, estimate, start_memory
+from soka_cli.stages.memory import BYTES, Memory, estimate, pristine_weights, start_memory
 from soka_cli.stages.outcome import Cell, Outcome, Sample, Table
 from soka_cli.stages.plan_costs import cost_figures, cost_tables, effort_note, truncation_note
 from soka_cli.stages.sizes import PlannedModule, adapter_sizes, adapter_totals, budget_left, counted_modules, planned_modules
@@ -61,6 +61,7 @@ def plan(context: StageContext, *, show_data: int = 0, processes: int = 1, token
         disk        bytes of decompose, checkpoint, checkpoints, adapter, merged, total
         evaluation  per entry: name, items, max_new_tokens, tokens_at_most, models, operations_at_most, cache_bytes
         start_memory  the same for making a start from data; null for another start
+        pristine_weights  bytes of main memory that adapter.fold_start takes; 0 without it
         rows_shown  with `show_data`, so many rows of each source: path, row, truncated, input_ids, labels
 
     Needs neither weights nor a network for a local model, or one in the packaged table.
@@ -85,6 +86,7 @@ def plan(context: StageContext, *, show_data: int = 0, processes: int = 1, token
         "training": {name: value for name, value in asdict(steps).items() if name != "row_notes"},
         "memory": memory_figures(context, base, modules),
         "start_memory": start_figures(context, base),
+        "pristine_weights": pristine_weights(recipe, base),
     }
     largest = adapter_sizes(recipe.adapter, modules, most=True)
     figures |= cost_figures(context, base, largest, steps, world=processes, tokens_per_s=tokens_per_s)
@@ -334,6 +336,8 @@ def notes(context: StageContext, base: Dimensions, modules: Sequence[PlannedModu
         found.append(bounds_note(context.recipe.model, base.parameters))
     if (start := figures["start_memory"]) is not None:
         found.append(start_note(context, start["total"]))
+    if kept := figures["pristine_weights"]:
+        found.append(f"fold_start: the targets' weights are kept as they were, {kept / 1e9:.2f} GB of main memory, beside the table")
     return [
         *found,
         length_note(context, steps),

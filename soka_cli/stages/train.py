@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from soka_cli.adapter import attach_factors
+from soka_cli.adapter.fold import unfold_start
 from soka_cli.adapter.methods import LORA_B, SIGMA, attach, peft_config
 from soka_cli.adapter.pissa import adapter_factors, attach_initial, save_converted
 from soka_cli.adapter.products import keep_matrices, plans_used
@@ -48,6 +49,7 @@ from soka_cli.stages.course import best_step, stopped_early
 from soka_cli.stages.decompose import decompose, decompose_inputs
 from soka_cli.stages.decontamination import left_out
 from soka_cli.stages.effort import room_of
+from soka_cli.stages.folded_start import FoldedStart
 from soka_cli.stages.launch import ECHO, Worker
 from soka_cli.stages.matching import settled
 from soka_cli.stages.metrics import EarlyStop, MetricsWriter, StepFlow, cut_back
@@ -156,10 +158,16 @@ def train_inputs(context: StageContext) -> dict[str, Any]:
     recipe = to_mapping(context.recipe)
     return {
         **decompose_inputs(context, checkpoint.digest),
-        "adapter": {name: value for name, value in recipe["adapter"].items() if name != "product"},
+        "adapter": adapter_inputs(context, recipe["adapter"]),
         "data": data_inputs(context.recipe),
         "train": training_inputs(context, recipe["train"]),
     }
+
+
+def adapter_inputs(context: StageContext, adapter: dict[str, Any]) -> dict[str, Any]:
+    """The adapter section's part of them. A folded start changes no result in fp32; in bf16 it rounds the weights, and counts."""
+    counts = context.recipe.adapter.fold_start and context.recipe.train.precision == "bf16"
+    return {name: value for name, value in adapter.items() if name != "product" and (name != "fold_start" or counts)}
 
 
 def training_inputs(context: StageContext, train: dict[str, Any]) -> dict[str, Any]:
@@ -271,6 +279,7 @@ class _Training:
         self.ledgers: dict[str, Any] = {}
         self.initial: dict[str, Tensor] | None = None
         self.kept_step: int | None = None  # of keep: best
+        self.folded_start: FoldedStart | None = None
         with_rank, self.match = settled(context)
         self.adapter = with_rank.recipe.adapter
 
@@ -307,6 +316,9 @@ class _Training:
             if not is_memory_full(error):
                 raise
             raise self._out_of_memory(error, rows) from error
+        vectors = self.recipe.train.micro_batch_size * self.recipe.data.max_length
+        products = plans_used(model, vectors, autocast=self.recipe.train.precision == "bf16")
+        unfold_start(model)
         self._save(model)
         stopped = stopped_early(metrics, self.recipe.train.early_stopping)
         evaluated = [row["eval_loss"] for row in metrics if "eval_loss" in row]
@@ -322,12 +334,9 @@ class _Training:
             "first_eval_loss": metrics[0].get("eval_loss_before"),
             "last_eval_loss": evaluated[-1] if evaluated else None,
             "trainable_parameters": trainable,
-            "products": plans_used(
-                model,
-                self.recipe.train.micro_batch_size * self.recipe.data.max_length,
-                autocast=self.recipe.train.precision == "bf16",
-            ),
+            "products": products,
             "matrices_kept_bytes": matrices_kept,
+            "folded_start": None if self.folded_start is None else self.folded_start.figures,
             "rows": len(rows.training),
         }
 
@@ -527,6 +536,9 @@ class _Training:
 
         held_out_loss = trainer.held_out_loss if rows.validation else None
         norms = trainer.module_norms if train.log_module_norms else None
+        if self.adapter.method == "soka" and self.adapter.fold_start:
+            self.folded_start = FoldedStart(trainer.model, self.context.reporter)
+            trainer.add_callback(self.folded_start)
         trainer.add_callback(LongestFirst(trainer))
         trainer.add_callback(MetricsWriter(metrics.append, progress, self._passes(rows), held_out_loss, norms, written))
         trainer.add_callback(EarlyStop(metrics.rows, train.early_stopping))

@@ -9,6 +9,8 @@ from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.utils.quantization_utils import Bnb4bitBackend, Bnb8bitBackend
 
 from soka_cli.adapter import attach_factors, layer, weight_digest, write_factors
+from soka_cli.adapter.fold import fold_start
+from soka_cli.errors import SokaError
 from tests.adapter import models
 
 pytest.importorskip("bitsandbytes", reason="the quant extra is not installed")
@@ -52,6 +54,12 @@ def test_the_start_is_the_quantised_base_bit_for_bit(load: Any, kind: str) -> No
     adapted = get_peft_model(load(), models.config())
     assert torch.equal(models.output(adapted), before)
     assert all(isinstance(found.quantization_backend, KINDS[kind]) for found in models.layers(adapted))
+
+
+def test_a_packed_weight_takes_no_start_in(load: Any) -> None:
+    with pytest.raises(SokaError, match="cannot be folded") as caught:
+        fold_start(get_peft_model(load(), models.config()))
+    assert "its weight is packed" in caught.value.why
 
 
 def test_a_trained_adapter_is_saved_and_loaded_over_the_quantised_base(load: Any, tmp_path: Any) -> None:

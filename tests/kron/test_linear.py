@@ -11,7 +11,7 @@ from soka_cli.kron import Kept, KronFactors, factored_update, kron_dense, matrix
 from tests.kron.shapes import random_sizes
 
 SIZES = [(2, 3, 4, 2, 5), (9, 3, 4, 2, 5), (2, 6, 1, 1, 4), (2, 1, 5, 6, 1)]
-Product = Callable[[Tensor, Tensor, Tensor | None, KronFactors, KronFactors], Tensor]
+Product = Callable[[Tensor, Tensor, Tensor | None, KronFactors, KronFactors | None], Tensor]
 
 
 def beside(update: Callable[..., Tensor], **how: bool) -> Product:
@@ -246,3 +246,19 @@ def test_a_compiled_product_has_no_graph_break_and_the_same_gradients(product: s
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_without_theta0_it_is_the_sum_of_theta_alone(product: str) -> None:
+    size = SIZES[0]
+    now, nothing = factors(size, 0, grad=True), factors(size, 1)
+    nothing = KronFactors(nothing.left, nothing.right, torch.zeros_like(nothing.sigma))
+    weight, bias = layer(size)
+    x = inputs(size, 2, 3).requires_grad_()
+    wanted = (x, now.left, now.right, now.sigma)
+    found, expected = PRODUCTS[product](x, weight, bias, now, None), reference(x, weight, bias, now, nothing)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), wanted), torch.autograd.grad(expected.square().sum(), wanted), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
