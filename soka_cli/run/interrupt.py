@@ -1,5 +1,6 @@
 """Signals that ask a process to end, as exceptions that let it clean up first."""
 
+import os
 import signal
 import threading
 import time
@@ -16,8 +17,23 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
+AGAIN = 0.05  # seconds after which a signal that came at a bad moment is sent once more
+
+
 def raise_interrupted(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)
+    """Raise Interrupted; a little later where it would be lost, since Python drops what is raised inside a finaliser."""
+    if not is_finalising(frame):
+        raise Interrupted(number)
+    again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
+def is_finalising(frame: FrameType | None) -> bool:
+    """Whether a `__del__` is running."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def in_main_thread() -> bool:

@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,18 @@ def test_sigterm_becomes_interrupted_and_passes_through_except_exception() -> No
         except Exception:
             pytest.fail("swallowed")
     assert caught.value.number == signal.SIGTERM
+
+
+class AskedToEndWhenDropped:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)  # the handler runs here, where Python drops what it raises
+
+
+def test_a_termination_inside_a_finaliser_is_not_lost() -> None:
+    with pytest.raises(Interrupted), terminations_interrupt():
+        AskedToEndWhenDropped()
+        time.sleep(5)
 
 
 def test_sigint_stays_keyboard_interrupt() -> None:
