@@ -1,6 +1,5 @@
 """Ask the recipe's benchmarks and judge the answers, kept as they come."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -241,17 +240,15 @@ class Sitting:
 
 
 def asks_for_more(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether only limit, samples or pass_at changed, and no answer falls away: those that are there stay, and more may follow."""
+    """Whether only samples or pass_at changed, and no answer falls away: those that are there stay, and more may follow."""
     if "entry" not in old:
         return False
 
     def settled(inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs | {"entry": {key: value for key, value in inputs["entry"].items() if key not in ("limit", "samples", "pass_at")}}
+        return inputs | {"entry": {key: value for key, value in inputs["entry"].items() if key not in ("samples", "pass_at")}}
 
-    before, now = (inputs["entry"] for inputs in (old, new))
-    items = [entry.get("limit") or math.inf for entry in (before, now)]
-    samples = [entry.get("samples", 1) for entry in (before, now)]
-    return settled(old) == settled(new) and items[0] <= items[1] and samples[0] <= samples[1]
+    before, now = (inputs["entry"].get("samples", 1) for inputs in (old, new))
+    return settled(old) == settled(new) and before <= now
 
 
 def refuse_other_prompts(rows: Sequence[Prediction], exam: Exam, path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from soka_cli.data.encode import encode_prompt
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.schema import Batching
 from soka_cli.run.reporter import Reporter
-from soka_cli.stages.answerer import Answerer, Answers, Decoding, Key, Question
+from soka_cli.stages.agreement import NEAR_TIE
+from soka_cli.stages.answerer import Answerer, Answers, Completion, Decoding, Key, Question
 from soka_cli.stages.completions import Completer
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.continuous import ContinuousCompleter, refusal
@@ -101,7 +103,7 @@ class LocalAnswerer:
         start = time.monotonic()
         for ended in ContinuousCompleter(self.completer, self.batch_size).complete([encoded[place] for place in missing], seeds):
             self.seconds = time.monotonic() - start
-            yield [(questions[missing[place]], completion) for place, completion in ended]
+            yield [(questions[missing[place]], steady(completion)) for place, completion in ended]
 
     def _padded(self, questions: Sequence[Question], encoded: Sequence[Ids], done: Sequence[Key]) -> Iterator[Answers]:
         """Batch by batch; one of which a part is done is answered again whole, so that its company is what it was."""
@@ -127,3 +129,13 @@ class LocalAnswerer:
     def _encoded(self, questions: Sequence[Question]) -> list[Ids]:
         ids = {prompt: encode_prompt(self.tokenizer, prompt) for prompt in dict.fromkeys(question.prompt for question in questions)}
         return [ids[question.prompt] for question in questions]
+
+
+def steady(completion: Completion) -> Completion:
+    """The completion of a running batch with its lead rounded down to a multiple of NEAR_TIE.
+
+    Company moves the last digits of a lead, and whoever goes on after an interruption has other company.
+    """
+    if completion.smallest_gap is None:
+        return completion
+    return replace(completion, smallest_gap=round(int(completion.smallest_gap / NEAR_TIE) * NEAR_TIE, 2))

@@ -21,15 +21,15 @@ from soka_cli.run.lines import read_lines
 from soka_cli.run.manifest import Manifest, StageRecord
 from soka_cli.run.reporter import SilentReporter
 from soka_cli.sandbox.isolation import Isolation, find_isolation
+from soka_cli.stages import continuous, execution
 from soka_cli.stages import evaluate as evaluate_module
-from soka_cli.stages import execution
-from soka_cli.stages.agreement import agreement
+from soka_cli.stages.agreement import NEAR_TIE, agreement
 from soka_cli.stages.answerer import Completion
 from soka_cli.stages.completions import Completer
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.evaluate import evaluate
 from soka_cli.stages.judged_model import ModelShelf
-from soka_cli.stages.local_answerer import LocalAnswerer
+from soka_cli.stages.local_answerer import LocalAnswerer, steady
 from soka_cli.stages.score import score
 from tests import builders
 from tests.builders import REPOSITORY, gsm8k_file, recipe_mapping, tiny_model_folder, write_recipe
@@ -202,13 +202,6 @@ def killed(material: Path, run: Path, batching: str) -> None:
         assert process.wait() == -signal.SIGKILL, process.stderr.read().decode() if process.stderr else ""
 
 
-def rows_of(context: StageContext, kind: str = "base") -> list[dict[str, Any]]:
-    """A file's rows in their order, without what company in a batch can move: how near the nearest choice was."""
-    return [
-        {key: value for key, value in row.items() if key != "smallest_gap"} for row in read_lines(context.layout.predictions(NAME, kind))
-    ]
-
-
 @pytest.mark.parametrize("batching", ["padded", "continuous"])
 def test_killed_and_resumed_gives_the_file_of_an_undisturbed_run(material: Path, tmp_path: Path, batching: str) -> None:
     entry = ENTRY | {"batch_size": 2, "batching": batching}
@@ -221,30 +214,51 @@ def test_killed_and_resumed_gives_the_file_of_an_undisturbed_run(material: Path,
     assert partial.count(b"\n") == 5
     path.write_bytes(partial[: partial.rindex(b'{"id"') + 30])  # the kill fell into the last line of a batch
     evaluate(context, kinds=["base"])
-    if batching == "padded":
-        assert path.read_bytes() == whole.layout.predictions(NAME, "base").read_bytes()
-    assert rows_of(context) == rows_of(whole)
+    assert path.read_bytes() == whole.layout.predictions(NAME, "base").read_bytes()
     assert any("cut off" in message for message in context.reporter.messages)
     assert scores_of(context, "base")["metrics"] == scores_of(whole, "base")["metrics"]
 
 
-def test_a_higher_limit_asks_only_what_is_new(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_the_same_whatever_company_moves_of_a_lead(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Company is made to move leads by ten times what rounding moves them by on a large model."""
+    lead = continuous.lead
+    monkeypatch.setattr(continuous, "lead", lambda scores: lead(scores) + 1e-4 * len(scores))
+    context = context_of(material, tmp_path / "run", entries=[ENTRY | {"batching": "continuous"}])
+    evaluate(context, kinds=["base"])
+    path = context.layout.predictions(NAME, "base")
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[5:6]))
+    context.layout.scores(NAME, "base").unlink()
+    unfinish(context, "eval/gsm8k-plain-base")
+    evaluate(context, kinds=["base"])
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.0499, 0.05, 0.1234, 7.0])
+def test_rounding_a_lead_makes_and_takes_no_near_tie(gap: float) -> None:
+    found = steady(Completion("", "eos", 1, gap)).smallest_gap
+    assert found is not None and 0 <= gap - found < NEAR_TIE
+    assert (found < NEAR_TIE) == (gap < NEAR_TIE)
+
+
+@pytest.mark.parametrize("limit", [3, 6, None])
+def test_another_limit_is_stale_until_forced_and_never_mixed(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
     run = tmp_path / "run"
     entry = ENTRY | {"batching": "padded"}
     evaluate(context_of(material, run, entries=[entry | {"limit": 5}]), kinds=["base"])
-    first = RunLayout(run).predictions(NAME, "base").read_bytes()
+    path = RunLayout(run).predictions(NAME, "base")
+    first = path.read_bytes()
+    other = context_of(material, run, entries=[entry | {"limit": limit}])
+    assert "limit: 5 -> " in refused(other, ExitCode.RUN, kinds=["base"])
+    assert path.read_bytes() == first
     asked: list[int] = []
     complete = Completer.complete
     monkeypatch.setattr(Completer, "complete", lambda self, prompts, seeds: asked.append(len(prompts)) or complete(self, prompts, seeds))
-    evaluate(context_of(material, run, entries=[entry]), kinds=["base"])
-    rows = read_lines(RunLayout(run).predictions(NAME, "base"))
-    assert RunLayout(run).predictions(NAME, "base").read_bytes().startswith(first)
-    assert (sum(asked), len(rows), len({row["id"] for row in rows})) == (ITEMS - 5, ITEMS, ITEMS)
-
-
-def test_a_lower_limit_is_stale(material: Path, tmp_path: Path, finished: StageContext) -> None:
-    context = copy_of(finished, tmp_path)
-    assert "limit" in refused(context_of(material, context.layout.root, entries=[ENTRY | {"limit": 3}]), ExitCode.RUN, kinds=["base"])
+    evaluate(StageContext(loaded=other.loaded, layout=other.layout, device="cpu", force=True), kinds=["base"])
+    assert sum(asked) == len(read_lines(path)) == (limit or ITEMS)
+    assert [old.read_bytes() for old in other.layout.set_aside.rglob(path.name)] == [first]
 
 
 def test_another_adapter_is_stale_until_forced(material: Path, tmp_path: Path, finished: StageContext) -> None:
