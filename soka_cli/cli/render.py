@@ -186,6 +186,9 @@ class BarTask:
         if figures:
             self.progress.update(self.task, figures=escape(figures_text(figures)))
 
+    def already(self, amount: float, **figures: float | str) -> None:
+        self.advance(amount, **figures)  # of a bar's first move its speed takes the time alone
+
 
 class PlainTask:
     """A line now and then, for logs and pipes."""
@@ -195,7 +198,7 @@ class PlainTask:
         self.title = title
         self.total = total
         self.unit = unit
-        self.count = 0.0
+        self.count = self.before = 0.0
         self.figures: dict[str, float | str] = {}
         self.left: float | None = None
         self.started = self.shown = time.monotonic()
@@ -210,10 +213,14 @@ class PlainTask:
         if time.monotonic() - self.shown >= PLAIN_SECONDS:
             self.show()
 
+    def already(self, amount: float, **figures: float | str) -> None:
+        self.count, self.before = self.count + amount, self.before + amount
+        self.figures = figures or self.figures
+
     def show(self) -> None:
         self.shown, self.shown_count = time.monotonic(), self.count
-        elapsed = self.shown - self.started
-        seconds = elapsed / self.count * (self.total - self.count) if self.total and self.count else None
+        elapsed, done = self.shown - self.started, self.count - self.before
+        seconds = elapsed / done * (self.total - self.count) if self.total and done else None
         seconds = seconds if self.left is None else self.left
         left = "" if seconds is None else f", {seconds:.0f} s left"
         of = f"/{self.total:g}" if self.total else ""

@@ -11,6 +11,9 @@ class ProgressTask(Protocol):
     def advance(self, amount: float = 1, **figures: float | str) -> None:
         """Move on by `amount` units; `figures` are shown beside the bar (loss=0.41, tokens_per_s=1200)."""
 
+    def already(self, amount: float, **figures: float | str) -> None:
+        """Units that were done before this task began: they count as done, and tell nothing of its speed."""
+
     def estimate(self, seconds: float) -> None:
         """The caller's own estimate of the time left, where units differ too much in size to go by their number."""
 
@@ -30,6 +33,9 @@ class Reporter(Protocol):
 
 class SilentTask:
     def advance(self, amount: float = 1, **figures: float | str) -> None:
+        """Nothing is shown."""
+
+    def already(self, amount: float, **figures: float | str) -> None:
         """Nothing is shown."""
 
     def estimate(self, seconds: float) -> None:

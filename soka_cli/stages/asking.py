@@ -72,7 +72,7 @@ class Asking:
             self.context.reporter.warn(f"{title}: {sentence}")
         others = self.parts.others(self.worker)
         with self.context.reporter.task(title, total=len(self.questions), unit="items") as progress:
-            progress.advance(len(self.rows), **self._figures())
+            progress.already(len(self.rows), **self._figures())
             self._record(self._answers(share_of(self.questions, self.worker)), file, others, progress)
             moved = time.monotonic()
             while len(self.rows) < len(self.questions):

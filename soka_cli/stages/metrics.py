@@ -128,7 +128,7 @@ class MetricsWriter(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.tokens = state.num_input_tokens_seen
         if state.global_step:
-            self.progress.advance(state.global_step)
+            self.progress.already(state.global_step)
         elif self.held_out_loss is not None:
             self.before = {"eval_loss_before": self.held_out_loss()}
 

@@ -29,6 +29,22 @@ def test_without_an_estimate_the_time_left_goes_by_the_units(monkeypatch: pytest
     assert "0 s left" in shown(False, monkeypatch, estimate=None)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_was_done_before_tells_nothing_of_the_time_left(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """90 of 100 steps were there; 2 more took 20 seconds, so 8 take 80."""
+    clock = [1000.0]
+    monkeypatch.setattr(render.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(render, "PLAIN_SECONDS", 15.0)
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=200, get_time=lambda: clock[0])
+    with ConsoleReporter(console).task("train", total=100, unit="steps") as task:
+        task.already(90)
+        for _ in range(2):
+            clock[0] += 10
+            task.advance(1)
+    assert ("0:01:20" if terminal else "92/100 steps, 20 s, 80 s left") in written.getvalue()
+
+
 def test_a_bar_shows_modules_bytes_and_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     bar = shown(True, monkeypatch, estimate=754.0)
     assert "2/8" in bar and "0:12:34" in bar and "read=1.2/13.5GB" in bar
