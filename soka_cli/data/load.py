@@ -18,6 +18,7 @@ from soka_cli.run.digest import file_digest, folder_digest
 from soka_cli.tasks.splits import belongs
 
 Row = dict[str, Any]
+LONGEST_FIELD = 2**31 - 1  # characters of a CSV field: what a C long holds on every platform
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves beside the tables
 
 
@@ -243,6 +244,7 @@ def _json_array(path: Path) -> Iterator[Row]:
 
 
 def _comma_separated(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         try:

@@ -34,6 +34,12 @@ def test_every_form_gives_the_same_rows(ending: str, tmp_path: Path) -> None:
     assert load_rows(str(written(tmp_path, ending))) == ROWS
 
 
+def test_a_csv_field_may_be_as_long_as_a_book(tmp_path: Path) -> None:
+    text = "a long, long story. " * 10_000
+    (tmp_path / "book.csv").write_text(f'a,b\n"{text}",2\n', encoding="utf-8")
+    assert load_rows(str(tmp_path / "book.csv")) == [{"a": text, "b": "2"}]
+
+
 def test_rows_are_counted_after_the_filter(tmp_path: Path) -> None:
     path = str(written(tmp_path, ".jsonl"))
     assert load_rows(path, rows=2) == ROWS[:2]
