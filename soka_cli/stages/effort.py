@@ -16,7 +16,7 @@ from soka_cli.kron.plan import Work, choose_plan, multiply_adds
 from soka_cli.recipe.places import locate
 from soka_cli.recipe.schema import EvalSection, Recipe
 from soka_cli.stages.dimensions import Dimensions
-from soka_cli.stages.memory import BYTES, FP32
+from soka_cli.stages.memory import BYTES, FP32, moments, optimizer
 from soka_cli.stages.sizes import AdapterSizes, Terms
 from soka_cli.tasks.splits import SPLITS
 
@@ -72,8 +72,8 @@ def measured_speed(metrics: Path) -> float | None:
 class Disk:
     """Bytes that a run leaves, and of checkpoints the most that lie there at once.
 
-    `checkpoint` is one: trained and kept values (4 a value), AdamW's moments (8 a trained one). There are `keep_checkpoints`, with
-    `keep: best` the best one, and one being written.
+    `checkpoint` is one: trained and kept values (4 a value), AdamW's moments as the optimizer holds them. There are `keep_checkpoints`,
+    with `keep: best` the best one, and one being written.
     """
 
     decompose: int
@@ -96,14 +96,14 @@ def disk(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> Disk:
     """From the largest ranks that a rule may choose; the model that is trained whole, or merged, is in the base's type."""
     full = recipe.adapter.method == "full"
     trained, kept = (base.parameters, 0) if full else (sizes.trained, sizes.kept)
-    return room_of(recipe, trained=trained, kept=kept, model=base.parameters)
+    return room_of(recipe, trained=trained, kept=kept, model=base.parameters, held=optimizer(recipe, base, sizes))
 
 
-def room_of(recipe: Recipe, *, trained: int, kept: int, model: int) -> Disk:
-    """From counts: trained parameters, values kept beside them, parameters of the base."""
+def room_of(recipe: Recipe, *, trained: int, kept: int, model: int, held: int | None = None) -> Disk:
+    """From counts: trained parameters, values kept beside them, parameters of the base; bytes of AdamW's moments, None for fp32 ones."""
     full = recipe.adapter.method == "full"
     weights = model * BYTES[recipe.model.dtype]
-    checkpoint = FP32 * (3 * trained + kept)
+    checkpoint = FP32 * (trained + kept) + (moments(trained) if held is None else held)
     most = recipe.train.keep_checkpoints + (2 if recipe.train.keep == "best" else 1)
     return Disk(
         decompose=FP32 * trained if recipe.adapter.method == "soka" else 0,

@@ -16,6 +16,7 @@ from soka_cli.stages.sizes import AdapterSizes, Terms
 
 FP32 = 4
 PACKED_BYTES = {"nf4": 0.5 + FP32 / 64, "fp4": 0.5 + FP32 / 64, "int8": 1.0}  # a value, with its share of the scales
+PACKED_FROM, SHARE_A_SCALE = 4096, 256  # values of a tensor, by which adamw-8bit packs its moments
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # modules of one parent that read one tensor
 AFTER_ATTENTION = "o_proj"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2}
@@ -56,7 +57,7 @@ def estimate(recipe: Recipe, base: Dimensions, sizes: AdapterSizes, *, world: in
         weights=bounded(recipe, held) if kind is None else packed_weights(base, width, kind),
         adapter=adapter(sizes),
         gradients=gradients_beside(trained, kept + scores, accumulated=recipe.train.batch_size > world * recipe.train.micro_batch_size),
-        optimizer=optimizer(trained),
+        optimizer=optimizer(recipe, base, sizes),
         activations=kept,
         logits=scores,
     )
@@ -80,7 +81,7 @@ def start_memory(recipe: Recipe, base: Dimensions) -> Memory | None:
         weights=weights(base, width, width),
         adapter=0,
         gradients=gradients(sum(sizes)) if early else (width + FP32) * max(sizes),
-        optimizer=optimizer(sum(sizes)) if early else 0,
+        optimizer=moments(sum(sizes)) if early else 0,
         activations=tokens * (activations(base, width) + width * inputs),
         logits=logits(base, tokens),
     )
@@ -147,9 +148,24 @@ def gradients_beside(trained: int, passing: int, *, accumulated: bool) -> int:
     return gradients(trained) if accumulated else max(gradients(trained) - passing, 0)
 
 
-def optimizer(trained: int) -> int:
+def optimizer(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> int:
+    """AdamW's two moments of all that is trained, as the recipe's optimizer holds them."""
+    full = recipe.adapter.method == "full"
+    if recipe.train.optimizer == "adamw":
+        return moments(base.parameters if full else sizes.trained)
+    norms = (2 * base.layers + 1) * [base.hidden]
+    tensors = [base.parameters - sum(norms), *norms] if full else [values for terms in sizes.terms for values in terms.tensors]
+    return sum(map(small_moments, tensors))
+
+
+def moments(trained: int) -> int:
     """AdamW's two moments in fp32: 8 P."""
     return 2 * FP32 * trained
+
+
+def small_moments(values: int) -> int:
+    """bitsandbytes' two moments of one tensor: 2 bytes a value and two fp32 scales for each 256; of fewer than 4,096 values, in fp32."""
+    return moments(values) if values < PACKED_FROM else 2 * (values + FP32 * -(-values // SHARE_A_SCALE))
 
 
 def activations(base: Dimensions, width: int) -> int:

@@ -35,6 +35,15 @@ class Terms:
             return self.counted
         return self.shape.parameters(self.rank) if self.shape else lora_parameters(self.module, self.rank)
 
+    @property
+    def tensors(self) -> tuple[int, ...]:
+        """Values of each tensor that is trained: U, V and sigma (SoKA), A and B (LoRA); those of a counted method are taken for one."""
+        if self.counted is not None:
+            return (self.counted,)
+        if self.shape is None:
+            return self.rank * self.module.in_features, self.rank * self.module.out_features
+        return self.rank * self.shape.m * self.shape.n, self.rank * self.shape.p * self.shape.q, self.rank
+
 
 @dataclass(frozen=True)
 class PlannedModule:

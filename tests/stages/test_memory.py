@@ -1,5 +1,6 @@
 """The plan's activations against what autograd really saves."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ FACTS: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 ROWS, LENGTH = 2, 128
+MOMENTS = ("state1", "state2", "absmax1", "absmax2")
 
 
 def saved_bytes(model: nn.Module, *, autocast: bool) -> int:
@@ -82,3 +84,43 @@ def test_estimated_activations_of_a_start_are_what_autograd_saves(init: str, tar
     estimated = start_memory(recipe, base)
     assert estimated is not None
     assert estimated.activations == pytest.approx(saved_bytes(model, autocast=False), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        "{method: lora, target_modules: all-linear, rank: {rule: fixed, value: 32}}",
+        "{target_modules: all-linear, rank: {rule: fixed, value: 60}}",
+        "{method: full}",
+    ],
+)
+def test_the_planned_moments_are_the_bytes_that_the_8_bit_optimizer_holds(adapter: str) -> None:
+    optimizers = pytest.importorskip("bitsandbytes").optim
+    from peft import get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    recipe = load_recipe("gsm8k", [f"adapter={adapter}", "train.optimizer=adamw-8bit"]).recipe
+    base = of_llama(FACTS, recipe.adapter.target_modules, source="test")
+    sizes = adapter_sizes(recipe.adapter, planned_modules(recipe.adapter, base.targets), most=True)
+    model: Any = LlamaForCausalLM(LlamaConfig(**FACTS))
+    if recipe.adapter.method != "full":
+        model = get_peft_model(model, peft_config(recipe.adapter, seed=0))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = optimizers.AdamW(trained, optim_bits=8)
+    optimizer.step()
+    states = [{name: part for name, part in state.items() if name in MOMENTS} for state in optimizer.state.values()]
+    kinds = {state["state1"].dtype for state in states}
+    assert kinds == {torch.uint8, torch.float32}
+    held = sum(part.nbytes for state in states for part in state.values())
+    assert estimate(recipe, base, sizes).optimizer == pytest.approx(held, rel=1e-3 if recipe.adapter.method == "full" else 0)
+
+
+def test_the_8_bit_optimizer_changes_no_other_part_of_the_plan() -> None:
+    whole, packed = (
+        estimate(recipe, base, adapter_sizes(recipe.adapter, planned_modules(recipe.adapter, base.targets), most=True))
+        for recipe in (load_recipe("gsm8k", [f"train.optimizer={name}"]).recipe for name in ("adamw", "adamw-8bit"))
+        for base in (of_llama(FACTS | {"hidden_size": 4096, "num_attention_heads": 32}, recipe.adapter.target_modules, source="test"),)
+    )
+    assert replace(packed, optimizer=whole.optimizer) == whole and packed.optimizer < 0.3 * whole.optimizer
