@@ -494,7 +494,8 @@ class DataSection(Section):
     train: Sources = Field(description="Training rows: one source, or a list of sources that are mixed by weight.")
     validation: ValidationSection | None = Field(default=None, description="Held-out rows for eval_loss.")
     decontaminate: Literal["none", "drop"] = Field(
-        default="none", description="drop leaves out training rows that share 13 words in a row, or a whole problem, with an eval entry."
+        default="none",
+        description="drop leaves out training and validation rows that share 13 words in a row, or a whole problem, with an eval entry.",
     )
     template: Literal["alpaca", "plain", "chat"] = Field(default="plain", description="Words around prompt and target.")
     max_length: PositiveCount = Field(default=512, description="Longest row, in tokens; longer ones are cut on the right.")

@@ -1,5 +1,6 @@
 """contamination.json: which evaluation items the run's training rows hold, and what the scores are without them."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -8,6 +9,7 @@ from soka_cli.data.load import stream_source
 from soka_cli.data.overlap import DEFINITION, NGRAM, ItemOverlap, OverlapIndex, RowName, RowTexts
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.resolved import to_yaml
+from soka_cli.recipe.schema import SourceSection
 from soka_cli.run.digest import file_digest, json_digest
 from soka_cli.run.lines import read_lines
 from soka_cli.run.manifest import Manifest
@@ -18,7 +20,7 @@ from soka_cli.stages.decontamination import LEAVES_OUT, item_of, texts_of
 from soka_cli.stages.evaluation_tables import with_error
 from soka_cli.stages.exam import Exam
 from soka_cli.stages.outcome import Cell, Outcome, Table
-from soka_cli.stages.rows import data_inputs
+from soka_cli.stages.rows import data_inputs, validation_source
 from soka_cli.stages.scores import summarise
 
 STAGE = "contamination"
@@ -104,13 +106,15 @@ def refuse_other_rows(context: StageContext) -> None:
 
 
 def dropped_rows(context: StageContext) -> list[list[int]] | None:
-    """Of each source the places of the rows that the run's training left out; None where it was not asked to, or was not run."""
+    """Of each of `compared_sources` the places of the rows that the run's training left out; None where it was not asked to, or not run."""
     path = context.layout.environment("train")
     record = Manifest.read(context.layout.manifest).stages.get("train")
     if record is None or record.status != "done" or not path.is_file():
         return None
     ledger = read_json(path).get("data", {}).get("decontaminated")
-    return [source["rows"] for source in ledger["sources"]] if ledger is not None else None
+    if ledger is None:
+        return None
+    return [source["rows"] for source in (*ledger["sources"], *([ledger["validation"]] if "validation" in ledger else []))]
 
 
 def judged(context: StageContext, exams: Sequence[Exam]) -> Iterator[tuple[str, str]]:
@@ -132,46 +136,61 @@ def earlier(context: StageContext, stage: Stage) -> Found | None:
 
 
 def compare(context: StageContext, exams: Sequence[Exam], dropped: list[list[int]] | None) -> Found:
-    """One pass over the training rows."""
+    """One pass over the training rows, and over the held-out ones that have a file of their own."""
     index = OverlapIndex([item_of(example) for exam in exams for example in exam.examples])
+    scanned: Counter[int] = Counter()
     with context.reporter.task("training rows in the evaluations", unit="rows") as progress:
-        overlap = index.overlap(trained_rows(context, dropped), progress.advance)
+        overlap = index.overlap(compared_rows(context, dropped, scanned), progress.advance)
+    sources, learnt = compared_sources(context), len(context.recipe.data.sources)
+
+    def of(places: range) -> Found:
+        rows = {mine: [number for place, number in overlap.rows if place == mine] for mine in places}
+        gone = dropped[places.start : places.stop] if dropped is not None else None
+        return {
+            "rows": sum(scanned[mine] for mine in places),
+            "overlapping": sum(map(len, rows.values())),
+            "dropped": sum(map(len, gone)) if gone is not None else None,
+            "sources": [{"path": sources[mine].path, "rows": rows[mine]} for mine in places],
+        }
+
     evaluations, start = [], 0
     for exam in exams:
         overlaps = {place - start: found for place, found in overlap.items.items() if start <= place < start + len(exam.examples)}
-        evaluations.append(evaluation_found(exam, overlaps))
+        evaluations.append(evaluation_found(exam, overlaps, learnt))
         start += len(exam.examples)
     return {
         "schema_version": 1,
         "definition": DEFINITION,
         "words": NGRAM,
         "decontaminate": context.recipe.data.decontaminate,
-        "training": {
-            "rows": overlap.scanned,
-            "overlapping": len(overlap.rows),
-            "dropped": sum(map(len, dropped)) if dropped is not None else None,
-            "sources": [
-                {"path": source.path, "rows": [number for place, number in overlap.rows if place == mine]}
-                for mine, source in enumerate(context.recipe.data.sources)
-            ],
-        },
+        "training": of(range(learnt)),
+        "validation": of(range(learnt, len(sources))) if len(sources) > learnt else None,
         "evaluations": evaluations,
     }
 
 
-def trained_rows(context: StageContext, dropped: list[list[int]] | None) -> Iterator[RowTexts]:
-    """The rows of all sources that the recipe takes, as they come, without those that training left out.
+def compared_sources(context: StageContext) -> list[SourceSection]:
+    """The training sources and, behind them, the held-out rows' own file or Hub set where there is one."""
+    data = context.recipe.data
+    held_out = validation_source(data)
+    return [*data.sources, *([held_out] if held_out is not None else [])]
 
-    Rows held out of them for validation are among them: they choose the model where they don't teach it.
+
+def compared_rows(context: StageContext, dropped: list[list[int]] | None, scanned: Counter[int]) -> Iterator[RowTexts]:
+    """The rows of all these sources that the recipe takes, as they come, without those that training left out; counted in `scanned`.
+
+    Rows held out for validation are among them: they choose the model where they don't teach it.
     """
-    for place, source in enumerate(context.recipe.data.sources):
-        gone = set(dropped[place]) if dropped is not None else set()
+    for place, source in enumerate(compared_sources(context)):
+        gone = {number for numbers in (dropped or [])[place : place + 1] for number in numbers}
         rows = ((number, row) for number, row in stream_source(source, offline=context.offline) if number not in gone)
-        yield from texts_of(place, source, rows)
+        for texts in texts_of(place, source, rows):
+            scanned[place] += 1
+            yield texts
 
 
-def evaluation_found(exam: Exam, overlaps: dict[int, ItemOverlap]) -> Found:
-    """The items of one evaluation that overlap: which, how many, and how."""
+def evaluation_found(exam: Exam, overlaps: dict[int, ItemOverlap], learnt: int) -> Found:
+    """The items of one evaluation that overlap: which, how many, and how. `learnt` is the number of training sources."""
     near = [exam.examples[place].id for place, found in overlaps.items() if is_near(found)]
     return {
         "name": exam.name,
@@ -184,13 +203,15 @@ def evaluation_found(exam: Exam, overlaps: dict[int, ItemOverlap]) -> Found:
         "in_solution": sum(bool(found.solution) for found in overlaps.values()),
         "ids": [exam.examples[place].id for place in overlaps],
         "near_ids": near,
-        "overlaps": [{"id": exam.examples[place].id, **asdict(found), "rows": named(found.rows)} for place, found in overlaps.items()],
+        "overlaps": [
+            {"id": exam.examples[place].id, **asdict(found), "rows": named(found.rows, learnt)} for place, found in overlaps.items()
+        ],
     }
 
 
-def named(rows: Sequence[RowName]) -> list[dict[str, int]]:
-    """Rows by their source's place in the recipe and their own in the source, both from 0."""
-    return [{"source": source, "row": number} for source, number in rows]
+def named(rows: Sequence[RowName], learnt: int) -> list[dict[str, int | str]]:
+    """Rows by their source's place in the recipe, or the word validation, and their own in the source; both from 0."""
+    return [{"source": source if source < learnt else "validation", "row": number} for source, number in rows]
 
 
 def is_near(found: ItemOverlap) -> bool:
@@ -248,10 +269,13 @@ def score_rows(evaluation: Found) -> Iterator[tuple[Cell, ...]]:
 
 
 def contamination_notes(found: Found) -> Iterator[str]:
-    training = found["training"]
-    if training["dropped"] is not None:
-        yield f"{LEAVES_OUT}: {training['dropped']:,} training rows that overlapped with the items were left out of the training."
-    elif training["overlapping"]:
-        would = "leaves" if found["decontaminate"] == "drop" else "would leave"
-        rows = f"{training['overlapping']:,} of {training['rows']:,} training rows"
-        yield f"{rows} hold some of the items asked; {LEAVES_OUT} {would} them out of a training."
+    for name in ("training", "validation"):
+        rows = found.get(name)
+        if rows is None:
+            continue
+        if rows["dropped"] is not None:
+            yield f"{LEAVES_OUT}: {rows['dropped']:,} {name} rows that overlapped with the items were left out of the training."
+        elif rows["overlapping"]:
+            would = "leaves" if found["decontaminate"] == "drop" else "would leave"
+            some = f"{rows['overlapping']:,} of {rows['rows']:,} {name} rows"
+            yield f"{some} hold some of the items asked; {LEAVES_OUT} {would} them out of a training."

@@ -1,6 +1,6 @@
 """Training rows without those that overlap with what the recipe evaluates."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from soka_cli.data.conversation import UnlearnableError, messages_of
@@ -14,42 +14,61 @@ from soka_cli.tasks.base import Example, task_named
 LEAVES_OUT = "data.decontaminate: drop"
 
 
-def decontaminated(context: StageContext, parts: Sequence[SourceRows]) -> list[SourceRows]:
+def decontaminated(
+    context: StageContext, training: Sequence[SourceRows], validation: Sequence[SourceRows] = ()
+) -> tuple[list[SourceRows], list[SourceRows]]:
     """The rows of each source that overlap with no item of the recipe's evaluations, whatever their limit; how many go is said.
+
+    Args:
+        training: the sources that are learnt from.
+        validation: the held-out rows that have a file of their own.
 
     Raises:
         SokaError: exit 4 for evaluation data that is missing or damaged, or where every row of a source overlaps.
     """
     recipe, reporter = context.recipe, context.reporter
     items = [item_of(example) for entry in recipe.eval for example in items_of(entry, offline=context.offline)]
-    index, total, kept = OverlapIndex(items), sum(len(part.rows) for part in parts), []
-    with reporter.task("decontaminate", total=total, unit="rows") as progress:
-        for source, part in enumerate(parts):
-            rows = texts_of(source, part.source, zip(part.numbers, part.rows, strict=True))
-            found = {number for _, number in index.overlap(rows, progress.advance).rows}
-            kept.append(without(part, found))
-    dropped = sum(len(part.overlapping) for part in kept)
-    reporter.say(f"{LEAVES_OUT}: {dropped:,} of {total:,} training rows overlap with {len(items):,} evaluation items and are left out.")
-    return kept
+    index, kept = OverlapIndex(items), []
+    for section, parts in (("train", training), ("validation", validation)):
+        total = sum(len(part.rows) for part in parts)
+        with reporter.task(f"decontaminate data.{section}", total=total, unit="rows") as progress:
+            some = [without(part, overlapping(index, part, progress.advance), section) for part in parts]
+        kept.append(some)
+        if parts:
+            dropped, name = sum(len(part.overlapping) for part in some), "training" if section == "train" else section
+            found = f"{dropped:,} of {total:,} {name} rows overlap with {len(items):,} evaluation items"
+            reporter.say(f"{LEAVES_OUT}: {found} and are left out.")
+    return kept[0], kept[1]
 
 
-def without(part: SourceRows, found: set[int]) -> SourceRows:
-    """The rows of a source but for those at these places."""
+def overlapping(index: OverlapIndex, part: SourceRows, told: Callable[[int], None]) -> set[int]:
+    """The places of a source's rows that overlap with some item."""
+    rows = texts_of(0, part.source, zip(part.numbers, part.rows, strict=True))
+    return {number for _, number in index.overlap(rows, told).rows}
+
+
+def without(part: SourceRows, found: set[int], section: str) -> SourceRows:
+    """The rows of a source of data.`section` but for those at these places."""
     if len(found) == len(part.rows):
         raise SokaError(
-            f"All {len(found)} training rows overlap with what the recipe evaluates.",
+            f"All {len(found)} rows of data.{section} overlap with what the recipe evaluates.",
             where=f"{LEAVES_OUT}, {part.source.path}",
-            hint="train on other rows: data.train.path; or keep them with data.decontaminate=none",
+            hint=f"take other rows: data.{section}.path; or keep them with data.decontaminate=none",
             exit_code=ExitCode.DATA,
         )
     kept = (index for index, number in enumerate(part.numbers) if number not in found)
     return part.only(kept, part.filtered, sorted(found))
 
 
-def left_out(parts: Sequence[SourceRows]) -> dict[str, Any]:
-    """What was left out, as plain JSON values: for each source the places of the rows."""
-    sources = [{"path": part.source.path, "dropped": len(part.overlapping), "rows": list(part.overlapping)} for part in parts]
-    return {"words": NGRAM, "dropped": sum(len(part.overlapping) for part in parts), "sources": sources}
+def left_out(training: Sequence[SourceRows], validation: Sequence[SourceRows] = ()) -> dict[str, Any]:
+    """What was left out, as plain JSON values: for each source the places of the rows; `dropped` counts those of training."""
+    sources, held_out = ([_left_out_of(part) for part in parts] for parts in (training, validation))
+    counted = {"words": NGRAM, "dropped": sum(source["dropped"] for source in sources), "sources": sources}
+    return counted | ({"validation": held_out[0]} if held_out else {})
+
+
+def _left_out_of(part: SourceRows) -> dict[str, Any]:
+    return {"path": part.source.path, "dropped": len(part.overlapping), "rows": list(part.overlapping)}
 
 
 def items_of(entry: EvalSection, *, offline: bool) -> list[Example]:

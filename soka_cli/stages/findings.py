@@ -164,6 +164,7 @@ class Contamination(Written):
     definition: str
     words: int
     training: TrainedRows
+    validation: TrainedRows | None = None
     evaluations: list[OverlapOf]
 
 

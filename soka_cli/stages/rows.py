@@ -12,7 +12,7 @@ from soka_cli.data.load import SourceRows, load_source, source_digest
 from soka_cli.data.order import Mixture, ReadingOrder
 from soka_cli.errors import ExitCode, SokaError
 from soka_cli.recipe.resolved import to_mapping
-from soka_cli.recipe.schema import DataSection, Recipe
+from soka_cli.recipe.schema import DataSection, Recipe, SourceSection
 from soka_cli.stages.context import StageContext
 from soka_cli.stages.decontamination import decontaminated, evaluation_inputs
 
@@ -46,23 +46,25 @@ def read_rows(context: StageContext) -> tuple[list[SourceRows], list[SourceRows]
     Raises:
         SokaError: exit 4 for data that is missing or damaged, or a validation or decontamination that leaves nothing.
     """
-    data = context.recipe.data
-    training = [load_source(source, offline=context.offline) for source in data.sources]
+    data, held_out = context.recipe.data, validation_source(context.recipe.data)
+    training, validation = (
+        [load_source(source, offline=context.offline) for source in sources]
+        for sources in (data.sources, [held_out] if held_out is not None else [])
+    )
     if data.decontaminate == "drop":
-        training = decontaminated(context, training)
-    validation = data.validation
-    if validation is not None and validation.path is not None:
-        first = data.sources[0]
-        changes = {
-            "path": validation.path,
-            "revision": None,
-            "split": validation.split or first.split,
-            "rows": validation.rows,
-        }
-        return training, [load_source(first.model_copy(update=changes), offline=context.offline)]
-    if validation is not None and validation.fraction is not None:
-        return _split(training, validation.fraction, context.recipe.seed)
-    return training, []
+        training, validation = decontaminated(context, training, validation)
+    if data.validation is not None and data.validation.fraction is not None:
+        return _split(training, data.validation.fraction, context.recipe.seed)
+    return training, validation
+
+
+def validation_source(data: DataSection) -> SourceSection | None:
+    """The held-out rows that `data.validation.path` names, read as the first training source is; None where it names none."""
+    validation, first = data.validation, data.sources[0]
+    if validation is None or validation.path is None:
+        return None
+    changes = {"path": validation.path, "revision": None, "split": validation.split or first.split, "rows": validation.rows}
+    return first.model_copy(update=changes)
 
 
 @dataclass(frozen=True)

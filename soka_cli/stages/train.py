@@ -54,7 +54,7 @@ from soka_cli.stages.launch import ECHO, Worker
 from soka_cli.stages.matching import settled
 from soka_cli.stages.metrics import EarlyStop, MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
-from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, reading_order
+from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, reading_order, validation_source
 from soka_cli.stages.sharded import is_sharded, whole_state
 from soka_cli.stages.shortage import data_worker_ended, longest_items, out_of_memory, tokens_of
 from soka_cli.stages.sizes import kept_beside
@@ -345,7 +345,7 @@ class _Training:
     def _rows(self) -> _Rows:
         training, held_out = read_rows(self.context)
         if self.recipe.data.decontaminate == "drop":
-            self.ledgers["decontaminated"] = left_out(training)
+            self.ledgers["decontaminated"] = left_out(training, held_out if validation_source(self.recipe.data) else [])
         encoded = self._encode(training, "train")
         order = reading_order(self.recipe, encoded.rows, encoded.counts)
         if order.packed:

@@ -228,6 +228,56 @@ def test_held_out_rows_are_decontaminated_too(folder: Path) -> None:
     assert account["validation"]["dropped"] == {}
 
 
+@pytest.fixture
+def with_validation(folder: Path) -> Path:
+    """The same with a file of validation rows, the second of which is test item 2."""
+    builders.write_jsonl(folder / "held-out.jsonl", [row("boats", "hides"), row("cups", "sells"), row("doors", "hides")])
+    return folder
+
+
+def held_out_path(folder: Path) -> str:
+    return str(folder / "held-out.jsonl")
+
+
+def test_rows_of_a_validation_file_are_looked_at_and_named_apart(with_validation: Path) -> None:
+    _, found = evaluated(with_validation, f"data.validation.path={held_out_path(with_validation)}")
+    (evaluation,) = found["evaluations"]
+    assert evaluation["ids"] == ["1", "2", "4"]
+    assert evaluation["overlaps"][1]["rows"] == [{"source": "validation", "row": 1}]
+    sources = [{"path": held_out_path(with_validation), "rows": [1]}]
+    assert found["validation"] == {"rows": 3, "overlapping": 1, "dropped": None, "sources": sources}
+    assert (found["training"]["rows"], found["training"]["overlapping"]) == (8, 2)
+
+
+def test_validation_rows_that_hold_items_are_said(with_validation: Path) -> None:
+    context = context_for(with_validation, f"data.validation.path={held_out_path(with_validation)}")
+    notes = evaluate(context, kinds=["base"]).notes
+    assert any(note.startswith("1 of 3 validation rows hold some of the items asked") for note in notes)
+    report(context)
+    assert "3 validation rows of a file of their own, 1 of them" in context.layout.report_text.read_text()
+
+
+def test_a_validation_files_rows_are_dropped_as_training_rows_are(with_validation: Path) -> None:
+    overrides = ("data.decontaminate=drop", f"data.validation.path={held_out_path(with_validation)}")
+    context = context_for(with_validation, *overrides)
+    train(context)
+    account = ledger(context.layout)
+    assert account["decontaminated"]["validation"] == {"path": held_out_path(with_validation), "dropped": 1, "rows": [1]}
+    assert account["decontaminated"]["dropped"] == 2
+    assert (account["validation"]["used"], account["validation"]["dropped"]) == (2, {"an evaluation has it too": 1})
+    assert any("1 of 3 validation rows" in message for message in context.reporter.messages)
+    _, found = evaluated(with_validation, *overrides)
+    assert found["evaluations"][0]["ids"] == []
+    assert (found["validation"]["rows"], found["validation"]["dropped"], found["training"]["dropped"]) == (2, 1, 2)
+
+
+def test_validation_by_the_test_set_leaves_nothing_to_hold_out_and_is_refused(folder: Path) -> None:
+    with pytest.raises(SokaError) as caught:
+        train(context_for(folder, "data.decontaminate=drop", f"data.validation.path={folder / 'test.jsonl'}"))
+    assert caught.value.exit_code == ExitCode.DATA
+    assert "All 8 rows of data.validation" in caught.value.what and "data.validation.path" in caught.value.hint
+
+
 def test_the_report_counts_the_rows_that_were_dropped(folder: Path) -> None:
     context = context_for(folder, "data.decontaminate=drop")
     train(context)
