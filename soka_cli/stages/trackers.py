@@ -2,7 +2,10 @@
 
 import logging
 import os
+import re
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +18,12 @@ from soka_cli.run.write import remove
 
 PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow"}
 PROJECT = "soka"
+SERVERS = {
+    "trackio": ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_DATASET_ID"),
+    "mlflow": ("MLFLOW_TRACKING_URI",),
+}
+"""Variables that name where to send; wandb, which sends by itself, is told to be offline."""
+HERE = {"MLFLOW_TRACKING_URI": re.compile(r"(file|sqlite):|(?!databricks)[^:]*$")}  # what lies on this machine
 
 
 class Tracker(Protocol):
@@ -35,9 +44,16 @@ def _tensorboard(run: str, folder: Path, offline: bool) -> Tracker:
 
 
 def _trackio(run: str, folder: Path, offline: bool) -> Tracker:
+    import trackio
     from accelerate.tracking import TrackioTracker
 
-    return TrackioTracker(PROJECT, name=run)
+    class Finished(TrackioTracker):
+        """Accelerate's leaves the run with trackio, which finishes it once more, and prints so, when the interpreter ends."""
+
+        def finish(self) -> None:
+            trackio.finish()
+
+    return Finished(PROJECT, name=run)
 
 
 def _wandb(run: str, folder: Path, offline: bool) -> Tracker:
@@ -59,6 +75,12 @@ def _mlflow(run: str, folder: Path, offline: bool) -> Tracker:
 
 
 OPENERS: dict[str, Opener] = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb, "mlflow": _mlflow}
+
+
+def server_variable(name: str) -> str | None:
+    """The environment's variable by which a tracker sends to another machine; None where it writes files here."""
+    named = [variable for variable in SERVERS.get(name, ()) if os.environ.get(variable)]
+    return next((one for one in named if one not in HERE or not HERE[one].match(os.environ[one])), None)
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -93,7 +115,10 @@ class Mirrors:
         self.reporter = reporter
         self.open: dict[str, Tracker] = {}
         for name in names:
-            self._guarded(name, partial(self._start, name, run, folder / name, rows, offline))
+            if offline and (variable := server_variable(name)) is not None:
+                reporter.warn(f"Tracker {name} is left out: {variable} has it send elsewhere, and --offline sends nothing.")
+            else:
+                self._guarded(name, partial(self._start, name, run, folder / name, rows, offline))
 
     def _start(self, name: str, run: str, folder: Path, rows: Sequence[dict[str, Any]], offline: bool) -> None:
         remove(folder)  # of an earlier session, whose last steps may have been taken back
@@ -115,7 +140,8 @@ class Mirrors:
 
     def _guarded(self, name: str, action: Callable[[], None]) -> None:
         try:
-            action()
+            with redirect_stdout(sys.stderr):  # trackio prints, and standard output is for results
+                action()
         except Exception as error:
             self.open.pop(name, None)
             logging.getLogger(LOGGER).warning("tracker %s failed", name, exc_info=error)
@@ -124,5 +150,11 @@ class Mirrors:
 
 
 def numbers(row: dict[str, Any]) -> dict[str, int | float]:
-    """The row's figures, without its step."""
-    return {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+    """The row's figures, without its step; what a row has for each module is called `<name>/<module>`."""
+    flat: dict[str, int | float] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{module}": figure for module, figure in value.items()}
+        elif isinstance(value, int | float) and name != "step":
+            flat[name] = value
+    return flat
