@@ -1,4 +1,4 @@
-"""What `soka --help` costs beyond the interpreter itself, whole processes, interleaved.
+"""What `soka --help` and a plan of LLaMA-2-70B cost beyond the interpreter itself, whole processes, interleaved.
 
 python -m benchmarks.startup [--repeats 15]
 """
@@ -7,6 +7,7 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 COMMANDS = {
@@ -14,7 +15,9 @@ COMMANDS = {
     "import typer": ["-c", "import typer"],
     "soka --help": ["-m", "soka_cli", "--help"],
     "soka train --help": ["-m", "soka_cli", "train", "--help"],
+    "import torch": ["-c", "import torch"],
 }
+PLAN = ["-m", "soka_cli", "plan", "-r", "gsm8k", "--offline", "model.name=meta-llama/Llama-2-70b-hf", "adapter.target_modules=all-linear"]
 
 
 def seconds(words: list[str]) -> float:
@@ -27,12 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
-    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for round_number in range(repeats + 1):
-        for name, words in COMMANDS.items():
-            elapsed = seconds(words)
-            if round_number:  # the first round warms the file cache
-                times[name].append(elapsed)
+    with tempfile.TemporaryDirectory() as folder:
+        commands = COMMANDS | {"soka plan, 70B, all-linear": [*PLAN, "-d", folder]}
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        for round_number in range(repeats + 1):
+            for name, words in commands.items():
+                elapsed = seconds(words)
+                if round_number:  # the first round warms the file cache
+                    times[name].append(elapsed)
     bare = statistics.median(times["python -c pass"])
     print(f"| command | median s | min-max s | beyond python | (n = {repeats})\n| --- | --- | --- | --- |")
     for name, values in times.items():

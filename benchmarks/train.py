@@ -1,10 +1,11 @@
-"""A training step of a small Llama under soka, LoRA, LoKr, PiSSA and full training: time, and what autograd keeps; one CPU thread.
+"""A training step of a small Llama under soka, LoRA, LoKr, PiSSA and full training: time, what autograd keeps, peak; one CPU thread.
 
-python -m benchmarks.train [--width 1024] [--tokens 1024] [--ranks 2 8] [--repeats 7]
+python -m benchmarks.train [--width 1024] [--tokens 1024] [--ranks 1 2 8] [--repeats 7]
 
 Two blocks, q, v, up and down adapted, fp32. All methods take turns; a figure is the median of CPU seconds of the one thread, a ratio the
 median (and the middle half) of the repetitions' ratios. LoKr has two full factors: one term of soka's shape where PEFT factorises alike.
-Kept: bytes of distinct storages that autograd saves in one forward pass, without parameters and buffers.
+Kept: bytes of distinct storages that autograd saves in one forward pass, without parameters and buffers. Peak: of all that is alive at
+once in a whole step, by torch's own accounting: weights, kept matrices, gradients, AdamW's moments, activations, workspace.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.adapted import config, llama, trained
 from benchmarks.stopwatch import interleaved
+from benchmarks.storages import PeakStorages
 from soka_cli.adapter.products import keep_matrices
 from soka_cli.kron import PLANS
 
@@ -43,6 +45,12 @@ class Trained:
         self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def peak(self) -> int:
+        """Bytes of all storages alive at once in a step that has its moments already."""
+        with PeakStorages() as counted:
+            self.step()
+        return counted.peak
 
     def kept(self) -> int:
         """Bytes that autograd saves, each storage once, without what the model holds anyway."""
@@ -81,22 +89,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 8])
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(f"{platform.machine()}, 1 thread, torch {torch.__version__}, fp32, n = {options.repeats}, CPU seconds of the thread")
     print(f"d = {options.width}, {options.tokens} tokens")
-    print("\n| method | r | trained | step ms | / LoRA | / LoKr | kept MB | / LoRA |\n" + "| --- " * 8 + "|")
+    print("\n| method | r | trained | step ms | / LoRA | / LoKr | kept MB | / LoRA | peak MB | / LoRA |\n" + "| --- " * 10 + "|")
     for rank in options.ranks:
         ways = methods(options.width, rank, options.tokens)
         times = interleaved({name: way.step for name, way in ways.items()}, options.repeats)
-        kept = {name: way.kept() for name, way in ways.items()}
+        kept, peak = ({name: measure(way) for name, way in ways.items()} for measure in (Trained.kept, Trained.peak))
         for name, spent in times.items():
             count = sum(parameter.numel() for parameter in trained(ways[name].model))
             ratios = f"{spent.spread(times['LoRA'])} | {spent.spread(times['LoKr'])}"
-            saved = f"{kept[name] / 1e6:.1f} | {kept[name] / kept['LoRA']:.2f}"
-            print(f"| {name} | {rank} | {count:,} | {1e3 * spent.median:.0f} | {ratios} | {saved} |")
+            bytes_ = " | ".join(f"{held[name] / 1e6:.1f} | {held[name] / held['LoRA']:.2f}" for held in (kept, peak))
+            print(f"| {name} | {rank} | {count:,} | {1e3 * spent.median:.0f} | {ratios} | {bytes_} |")
 
 
 if __name__ == "__main__":
