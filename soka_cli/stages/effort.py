@@ -16,7 +16,7 @@ from soka_cli.kron.plan import Work, choose_plan, multiply_adds
 from soka_cli.recipe.places import locate
 from soka_cli.recipe.schema import EvalSection, Recipe
 from soka_cli.stages.dimensions import Dimensions
-from soka_cli.stages.memory import BYTES, FP32, moments, optimizer
+from soka_cli.stages.memory import BYTES, FP32, optimizer
 from soka_cli.stages.sizes import AdapterSizes, Terms
 from soka_cli.tasks.splits import SPLITS
 
@@ -99,11 +99,11 @@ def disk(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> Disk:
     return room_of(recipe, trained=trained, kept=kept, model=base.parameters, held=optimizer(recipe, base, sizes))
 
 
-def room_of(recipe: Recipe, *, trained: int, kept: int, model: int, held: int | None = None) -> Disk:
-    """From counts: trained parameters, values kept beside them, parameters of the base; bytes of AdamW's moments, None for fp32 ones."""
+def room_of(recipe: Recipe, *, trained: int, kept: int, model: int, held: int) -> Disk:
+    """From counts: trained parameters, values kept beside them, parameters of the base, and bytes of AdamW's moments."""
     full = recipe.adapter.method == "full"
     weights = model * BYTES[recipe.model.dtype]
-    checkpoint = FP32 * (trained + kept) + (moments(trained) if held is None else held)
+    checkpoint = FP32 * (trained + kept) + held
     most = recipe.train.keep_checkpoints + (2 if recipe.train.keep == "best" else 1)
     return Disk(
         decompose=FP32 * trained if recipe.adapter.method == "soka" else 0,

@@ -150,12 +150,15 @@ def gradients_beside(trained: int, passing: int, *, accumulated: bool) -> int:
 
 def optimizer(recipe: Recipe, base: Dimensions, sizes: AdapterSizes) -> int:
     """AdamW's two moments of all that is trained, as the recipe's optimizer holds them."""
-    full = recipe.adapter.method == "full"
-    if recipe.train.optimizer == "adamw":
-        return moments(base.parameters if full else sizes.trained)
     norms = (2 * base.layers + 1) * [base.hidden]
-    tensors = [base.parameters - sum(norms), *norms] if full else [values for terms in sizes.terms for values in terms.tensors]
-    return sum(map(small_moments, tensors))
+    if recipe.adapter.method == "full":
+        return moments_of(recipe.train.optimizer, [base.parameters - sum(norms), *norms])
+    return moments_of(recipe.train.optimizer, [values for terms in sizes.terms for values in terms.tensors])
+
+
+def moments_of(kind: str, tensors: Sequence[int]) -> int:
+    """The two moments of trained tensors of so many values, as the optimizer of this name holds them."""
+    return sum(map(small_moments if kind == "adamw-8bit" else moments, tensors))
 
 
 def moments(trained: int) -> int:

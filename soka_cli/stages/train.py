@@ -3,7 +3,7 @@
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -52,6 +52,7 @@ from soka_cli.stages.effort import room_of
 from soka_cli.stages.folded_start import FoldedStart
 from soka_cli.stages.launch import ECHO, Worker
 from soka_cli.stages.matching import settled
+from soka_cli.stages.memory import moments_of
 from soka_cli.stages.metrics import EarlyStop, MetricsWriter, StepFlow, cut_back
 from soka_cli.stages.outcome import Outcome, Table
 from soka_cli.stages.rows import EncodedRows, data_inputs, encode, read_rows, reading_order, validation_source
@@ -301,9 +302,10 @@ class _Training:
         model = self._model(found[1] if found else None)
         if self.recipe.data.packing:
             require_apart(model)
-        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        trainable = sum(sizes)
         if self.team.leads:
-            self._require_space(trainable)
+            self._require_space(sizes)
         whole = self.recipe.train.strategy != "fsdp2"  # else the weights are shared out, to have no copy of any
         matrices_kept = keep_matrices(model, (available_memory() or 0) // (SHARE_FOR_MATRICES * self.team.count)) if whole else 0
         try:
@@ -408,11 +410,12 @@ class _Training:
         self.initial = load_file(checkpoint / INITIAL_FACTORS)
         return attach_initial(model, config, self.initial)
 
-    def _require_space(self, trainable: int) -> None:
-        """Room for what the plan says that training writes, less the checkpoints that lie there already."""
+    def _require_space(self, sizes: Sequence[int]) -> None:
+        """Room for what the plan says that training of tensors of these sizes writes, less the checkpoints that lie there already."""
+        trainable = sum(sizes)
         kept = kept_beside(self.recipe.adapter.method, trainable)
         model = trainable  # counts where the base is trained, and saved, whole
-        room = room_of(self.recipe, trained=trainable, kept=kept, model=model)
+        room = room_of(self.recipe, trained=trainable, kept=kept, model=model, held=moments_of(self.recipe.train.optimizer, sizes))
         there = min(bytes_under(self.layout.checkpoints), room.checkpoints)
         require_space(self.layout.root, room.training - there)
 

@@ -65,9 +65,14 @@ def until(what: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+
+
 @pytest.mark.slow
-def test_two_processes_leave_the_rows_and_scores_of_one_and_speak_once(alone: RunLayout, tmp_path: Path) -> None:
-    command = [sys.executable, *words(tmp_path, "--num-processes", "2", "--json")]
+@pytest.mark.parametrize("launcher", [(), TORCHRUN, ACCELERATE], ids=["soka", "torchrun", "accelerate launch"])
+def test_two_processes_leave_the_rows_and_scores_of_one_and_speak_once(launcher: tuple[str, ...], alone: RunLayout, tmp_path: Path) -> None:
+    command = [sys.executable, *launcher, *words(tmp_path, "--json", *(() if launcher else ("--num-processes", "2")))]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == ExitCode.DONE, done.stderr
     run = RunLayout(tmp_path / "run")
@@ -90,8 +95,7 @@ def test_a_workers_error_comes_out_once_with_its_exit_code(alone: RunLayout, tmp
 @pytest.mark.parametrize("victim", ["worker", "launcher"])
 def test_killed_under_torchrun_it_goes_on_in_any_number_of_processes(alone: RunLayout, tmp_path: Path, victim: str) -> None:
     run = RunLayout(tmp_path / "run")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher = subprocess.Popen([*torchrun, *words(tmp_path)], env=environment(), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    launcher = subprocess.Popen([sys.executable, *TORCHRUN, *words(tmp_path)], env=environment(), cwd=tmp_path, stderr=subprocess.DEVNULL)
     until(lambda: launcher.poll() is not None or any(path.stat().st_size for path in run.predictions_parts(NAME, "base")))
     started = workers(launcher.pid)
     assert len(started) == 2

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -202,6 +203,32 @@ def test_the_environment_records_how_each_type_of_layer_computes(
     assert [(one["type"], one["layers"], one["plan"]) for one in products] == [("q_proj", 2, "merged"), ("v_proj", 2, "merged")]
     assert all(one["vectors"] == 2 * 256 and one["order"] in ("V first", "U first") for one in products)
     assert all(set(one["passes"]) == (set() if compiled else {"merged"}) for one in products)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler for CPUs")
+def test_compiled_layers_compute_what_plain_ones_do(tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own inductor; nothing stands in for it here."""
+    from torch._inductor import compile_fx as inductor
+    from torch._inductor import config
+
+    compiled: list[str] = []
+    original = inductor.compile_fx
+    monkeypatch.setattr(inductor, "compile_fx", lambda graph, *words, **named: compiled.append("") or original(graph, *words, **named))
+    monkeypatch.setattr(config, "compile_threads", 1)  # in this process
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    plain = context_of(tmp_path, llama_folder, "plain", steps=1)
+    context = context_of(tmp_path, llama_folder, "compiled", steps=1, compile="layers")
+    train(plain)
+    assert not compiled
+    train(context)
+    assert compiled
+    for name in ("loss", "grad_norm"):
+        assert rows_of(context)[0][name] == pytest.approx(rows_of(plain)[0][name], abs=1e-5)
+    tensors = load_file(plain.layout.adapter_weights)
+    assert tensors.keys() == load_file(context.layout.adapter_weights).keys()
+    for name, tensor in load_file(context.layout.adapter_weights).items():
+        torch.testing.assert_close(tensor, tensors[name], rtol=0, atol=1e-5)
 
 
 def test_speed_and_telling_are_no_inputs(tmp_path: Path, llama_folder: Path) -> None:
