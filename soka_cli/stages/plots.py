@@ -1,7 +1,7 @@
 """The report's drawings: SVG text that follows the reader's light or dark scheme and needs no network."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -25,6 +25,9 @@ DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # of the first eight lines, th
 LEVEL_DASHES = ((0, (4, 3)), (0, (1, 2)), (0, (6, 2, 1, 2)))
 MARKS = (("s", 8.0), ("^", 6.5), ("o", 4.0))  # shape and size in points, the larger ones first, so that none hides another
 LEGEND_COLUMNS = 3
+LEGEND_WIDTH = 4.4  # inches: what a legend in the middle of the axes may take without leaving the drawing
+LEGEND_MARK, LEGEND_LETTER = 0.5, 0.075  # inches: an entry's line and gaps, and a letter of its label
+LONGEST_LABEL = 48  # letters that a row holds
 LEGEND_ROW = 0.19  # inches
 FAINTEST = 0.3  # opacity of the first layer's line; the last one's is 1
 
@@ -56,8 +59,8 @@ def curve(
         levels: heights to compare with.
         ticks: words for the places 0, 1, ... where these are no numbers.
     """
-    entries = len(series) + len(levels or {})
-    with _figure(name, legend=entries if entries > 1 else 0) as (figure, axes):
+    entries = [*series, *(f"{label} {level:g}" for label, level in (levels or {}).items())]
+    with _figure(name, legend=entries if len(entries) > 1 else ()) as (figure, axes):
         for index, (label, points) in enumerate(series.items()):
             places, values = zip(*points, strict=True)
             axes.plot(places, values, **_line(index), marker="o" if len(points) <= 20 else "", markersize=3.5, label=label)
@@ -65,10 +68,10 @@ def curve(
             axes.axhline(level, color=INK, linewidth=0.8, linestyle=LEVEL_DASHES[index % len(LEVEL_DASHES)], label=f"{label} {level:g}")
         axes.set_xlabel(across)
         if logarithmic:
-            axes.set_xscale("log")
+            _logarithmic(axes)
         if ticks:
             axes.set_xticks(range(len(ticks)), list(ticks))
-        if entries > 1:
+        if len(entries) > 1:
             _legend(axes)
         return Plot(name, title, alt, _svg(figure, name, alt))
 
@@ -82,13 +85,13 @@ def front(
     name: str, title: str, points: Mapping[str, tuple[float, float, float | None]], best: Sequence[str], *, across: str, up: str, alt: str
 ) -> Plot:
     """A dot with its error bar for each (across, up, standard error), and a line through those that none surpasses."""
-    with _figure(name, legend=len(points)) as (figure, axes):
+    with _figure(name, legend=list(points)) as (figure, axes):
         edge = sorted((points[label][0], points[label][1]) for label in best)
         axes.step(*zip(*edge, strict=True), where="post", color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         for index, (label, (x, y, error)) in enumerate(points.items()):
             colour = SERIES[index % len(SERIES)]
             axes.errorbar([x], [y], yerr=[error or 0.0], color=colour, marker="o", markersize=6, linestyle="", capsize=3, label=label)
-        axes.set_xscale("log")
+        _logarithmic(axes)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         _legend(axes)
@@ -103,7 +106,7 @@ def spectra(name: str, title: str, spectra: Sequence[Sequence[float]], marks: Ma
     """
     from matplotlib.ticker import MaxNLocator
 
-    with _figure(name, legend=len(marks)) as (figure, axes):
+    with _figure(name, legend=list(marks)) as (figure, axes):
         lines = [[value / sigma[0] if sigma[0] else 0.0 for value in sigma] for sigma in spectra]
         for index, share in enumerate(lines):
             axes.plot(range(1, len(share) + 1), share, color=FIRST, linewidth=1.1, alpha=_opacity(index, len(lines)))
@@ -132,7 +135,7 @@ def spectra_compared(name: str, title: str, sides: Mapping[str, Sequence[Sequenc
     """Singular values relative to the first: a colour for each side, in it a line for each module, later layers stronger."""
     from matplotlib.ticker import MaxNLocator
 
-    with _figure(name, legend=len(sides)) as (figure, axes):
+    with _figure(name, legend=list(sides)) as (figure, axes):
         for side, (label, members) in enumerate(sides.items()):
             for index, sigma in enumerate(members):
                 share = [value / sigma[0] if sigma[0] else 0.0 for value in sigma]
@@ -180,7 +183,7 @@ def module_map(name: str, title: str, table: Mapping[str, Mapping[str, float]], 
 def score_bars(name: str, title: str, scores: Mapping[str, Mapping[str, tuple[float, float | None]]], *, alt: str) -> Plot:
     """Shares of right answers with their standard errors: a row for each model, a colour for each metric."""
     metrics = list(dict.fromkeys(metric for row in scores.values() for metric in row))
-    with _figure(name, height=1.3 + 0.5 * len(scores)) as (figure, axes):
+    with _figure(name, height=1.3 + 0.5 * len(scores), legend=metrics) as (figure, axes):
         for place, metric in enumerate(metrics):
             offset = (place - (len(metrics) - 1) / 2) * 0.22
             rows = [(row + offset, *values[metric]) for row, values in enumerate(scores.values()) if metric in values]
@@ -205,16 +208,33 @@ def score_bars(name: str, title: str, scores: Mapping[str, Mapping[str, tuple[fl
 
 
 def _legend(axes: "Axes") -> None:
-    """Above the axes, where no line runs through it."""
-    axes.legend(frameon=False, fontsize=9, ncols=LEGEND_COLUMNS, loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=0.2)
+    """Above the axes, where no line runs through it, in as many columns as the labels leave room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    shown = [label if len(label) <= LONGEST_LABEL else f"...{label[3 - LONGEST_LABEL :]}" for label in labels]
+    columns = _legend_columns(labels)
+    axes.legend(handles, shown, frameon=False, fontsize=9, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=0.2)
+
+
+def _legend_columns(labels: Collection[str]) -> int:
+    widest = LEGEND_MARK + LEGEND_LETTER * max(map(len, labels), default=0)
+    return max(1, min(LEGEND_COLUMNS, int(LEGEND_WIDTH / widest)))
+
+
+def _logarithmic(axes: "Axes") -> None:
+    """A logarithmic x axis whose ticks are written in plain digits, as no formula is set in these drawings."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(LogFormatter())
+    axes.xaxis.set_minor_formatter(LogFormatter())
 
 
 @contextmanager
-def _figure(name: str, height: float = 3.0, legend: int = 0) -> "Iterator[tuple[Figure, Axes]]":
+def _figure(name: str, height: float = 3.0, legend: Collection[str] = ()) -> "Iterator[tuple[Figure, Axes]]":
     """A drawing of 5 inches' width without pyplot's global state; words stay text, and a $ in them is a $.
 
     Args:
-        height: in inches; a `legend` of more entries than one row holds adds to it.
+        height: in inches; a `legend` of more labels than one row holds adds to it.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -238,7 +258,7 @@ def _figure(name: str, height: float = 3.0, legend: int = 0) -> "Iterator[tuple[
         "axes.axisbelow": True,
     }
     with matplotlib.rc_context(style):
-        more = LEGEND_ROW * (max(legend - 1, 0) // LEGEND_COLUMNS)
+        more = LEGEND_ROW * (max(len(legend) - 1, 0) // _legend_columns(legend))
         height += more
         figure = Figure(figsize=(5.0, height))
         # fixed margins: matplotlib's own layout draws everything twice
