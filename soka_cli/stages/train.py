@@ -617,6 +617,7 @@ class _Training:
             remove_unused_columns=False,
             dataloader_pin_memory=self.device.type == "cuda",
             dataloader_num_workers=train.data_workers,
+            dataloader_multiprocessing_context="fork" if train.data_workers else None,  # the rows are shared, never copied
             use_cpu=self.device.type == "cpu",
             disable_tqdm=True,
             report_to=[],
