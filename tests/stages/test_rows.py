@@ -49,7 +49,7 @@ def require_same(contexts: list[Any], accuracy: float = 1e-6) -> None:
         for values, expected in zip(curve(other, "loss", "grad_norm", "tokens"), curve(first, "loss", "grad_norm", "tokens"), strict=True):
             assert values == pytest.approx(expected, abs=accuracy, rel=accuracy)
         for name, tensor in weights(first).items():
-            assert float((weights(other)[name] - tensor).abs().max()) <= 10 * accuracy, name
+            assert float((weights(other)[name] - tensor).abs().max()) <= accuracy, name
 
 
 # SGD-like steps would hide nothing; AdamW divides by the gradient's size, so tiny weights' rounding is kept out by lr 1e-3.
