@@ -9,8 +9,8 @@ from typing import Any
 SHARED = Path(__file__).parents[2] / "shared"
 """The models and data that come beside the project (`benchmarks/results/comparison.md` says where they are from)."""
 
-MAIN = ("soka", "soka-75", "soka-search", "soka-random", "lora", "pissa", "lokr", "full")
-MORE = (*MAIN, "soka-min", "soka-gradient", "soka-early", "dora")
+MAIN = ("soka", "soka-75", "soka-random", "soka-sigma10", "lora", "pissa", "full")
+MORE = (*MAIN, "soka-search", "soka-min", "soka-gradient", "soka-early", "lokr", "dora")
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,14 @@ METHODS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "soka-min": soka(rank={"rule": "min", "max": 8}),
     "soka-budget": soka(rank={"rule": "budget"}),
     "soka-search": soka(shape="search"),
+    "soka-lowrank": soka(shape={"m": 128, "n": 1}),  # for weights with 128 rows every term is of rank one, as LoRA's
     "soka-random": soka(init="random"),
     "soka-gradient": soka(init="gradient"),
     "soka-early": soka(init="early-update", init_lr=1e-3),
     "soka-split": soka(sigma="split"),
     "soka-sigma10": soka(),
-    "soka-sigma0.1": soka(),
+    "soka-sigma100": soka(),
+    "soka-early-sigma10": soka(init="early-update", init_lr=1e-3),
     "soka-rms": soka(sigma="rms"),
     "lora": ranked("lora"),
     "lora-75": ranked("lora", 0.75),
@@ -128,7 +130,8 @@ METHODS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 
 SECOND_RATES = {
     "soka-sigma10": ("train.sigma_lr", 10.0),
-    "soka-sigma0.1": ("train.sigma_lr", 0.1),
+    "soka-sigma100": ("train.sigma_lr", 100.0),
+    "soka-early-sigma10": ("train.sigma_lr", 10.0),
     "soka-rms": ("train.sigma_lr", 1e-3),  # sigma is some thousand times smaller beside such factors
     "loraplus": ("train.lora_b_lr", 16.0),
 }
