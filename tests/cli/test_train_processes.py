@@ -64,6 +64,16 @@ def started(folder: Path, run: str) -> tuple[subprocess.Popen[bytes], RunLayout]
     return launcher, layout
 
 
+@pytest.fixture(scope="module")
+def dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipe of a model with dropout, and the run of two processes that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("dropout")
+    stage_context(folder, recipe(folder, "gpt2"), run="one")
+    done = launched(folder, "undisturbed")
+    assert done.returncode == ExitCode.DONE, done.stderr
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [(), TORCHRUN, ACCELERATE], ids=["soka", "torchrun", "accelerate launch"])
 def test_two_processes_take_the_steps_of_one(launcher: tuple[str, ...], tmp_path: Path) -> None:
@@ -78,47 +88,41 @@ def test_two_processes_take_the_steps_of_one(launcher: tuple[str, ...], tmp_path
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_loses_nothing(tmp_path: Path) -> None:
-    stage_context(tmp_path, recipe(tmp_path, "gpt2"), run="one")
-    assert launched(tmp_path, "undisturbed").returncode == ExitCode.DONE
-    launcher, run = started(tmp_path, "run")
+def test_a_process_that_is_killed_loses_nothing(dropout: Path) -> None:
+    launcher, run = started(dropout, "worker-killed")
     subprocess.run(["kill", "-9", str(workers(launcher.pid)[-1])], check=True)
     assert launcher.wait() == ExitCode.RESOURCES
-    assert launched(tmp_path, "run").returncode == ExitCode.DONE
-    undisturbed = RunLayout(tmp_path / "undisturbed")
+    assert launched(dropout, "worker-killed").returncode == ExitCode.DONE
+    undisturbed = RunLayout(dropout / "undisturbed")
     assert curve(run) == curve(undisturbed)
     assert weights(run) == weights(undisturbed)
 
 
 @pytest.mark.slow
-def test_a_launcher_that_is_killed_leaves_no_worker_and_loses_nothing(tmp_path: Path) -> None:
-    stage_context(tmp_path, recipe(tmp_path, "gpt2"), run="one")
-    launcher, run = started(tmp_path, "run")
+def test_a_launcher_that_is_killed_leaves_no_worker_and_loses_nothing(dropout: Path) -> None:
+    launcher, run = started(dropout, "launcher-killed")
     left = [Path(f"/proc/{process}") for worker in workers(launcher.pid) for process in (worker, *workers(worker))]
     launcher.kill()
     assert launcher.wait() == -signal.SIGKILL
     assert len(left) >= 4  # two that train, two that make batches
     until(lambda: not any(process.exists() for process in left))
-    assert launched(tmp_path, "run").returncode == ExitCode.DONE
-    assert launched(tmp_path, "undisturbed").returncode == ExitCode.DONE
-    undisturbed = RunLayout(tmp_path / "undisturbed")
+    assert launched(dropout, "launcher-killed").returncode == ExitCode.DONE
+    undisturbed = RunLayout(dropout / "undisturbed")
     assert curve(run) == curve(undisturbed)
     assert weights(run) == weights(undisturbed)
 
 
 @pytest.mark.slow
-def test_a_terminated_launcher_leaves_a_checkpoint_of_one_step_and_no_worker(tmp_path: Path) -> None:
-    stage_context(tmp_path, recipe(tmp_path, "gpt2"), run="one")
-    launcher, run = started(tmp_path, "run")
+def test_a_terminated_launcher_leaves_a_checkpoint_of_one_step_and_no_worker(dropout: Path) -> None:
+    launcher, run = started(dropout, "launcher-terminated")
     left = [Path(f"/proc/{worker}") for worker in workers(launcher.pid)]
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait() == ExitCode.TERMINATED
     until(lambda: not any(process.exists() for process in left))
     newest = max(int(path.name.partition("-")[2]) for path in run.checkpoints.glob("checkpoint-*"))
     assert curve(run)[-1]["step"] == newest < STEPS
-    assert launched(tmp_path, "run").returncode == ExitCode.DONE
-    assert launched(tmp_path, "undisturbed").returncode == ExitCode.DONE
-    assert weights(run) == weights(RunLayout(tmp_path / "undisturbed"))
+    assert launched(dropout, "launcher-terminated").returncode == ExitCode.DONE
+    assert weights(run) == weights(RunLayout(dropout / "undisturbed"))
 
 
 def sharded(folder: Path, run: str, *own: str) -> subprocess.CompletedProcess[str]:

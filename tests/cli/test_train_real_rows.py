@@ -14,7 +14,7 @@ from tests.builders import shared_folder, write_recipe
 from tests.cli.test_train_processes import curve, weights
 from tests.launched import environment, until
 
-STEPS = 12
+STEPS = 10
 
 
 def recipe() -> dict[str, Any]:
@@ -22,15 +22,15 @@ def recipe() -> dict[str, Any]:
         "model": {"name": str(shared_folder("models", "stories260K")), "dtype": "float32"},
         "adapter": {"method": "soka", "target_modules": "all-linear", "rank": {"rule": "fixed", "value": 2}},
         "data": {
-            "train": {"path": str(shared_folder("data", "gsm8k", "train.jsonl")), "task": "gsm8k", "rows": 60},
+            "train": {"path": str(shared_folder("data", "gsm8k", "train.jsonl")), "task": "gsm8k", "rows": 40},
             "validation": {"fraction": 0.1},
             "template": "plain",
-            "max_length": 480,
+            "max_length": 256,
         },
         "train": {
             "steps": STEPS,
-            "batch_size": 8,
-            "micro_batch_size": 4,
+            "batch_size": 4,
+            "micro_batch_size": 2,
             "lr": 1e-3,
             "precision": "fp32",
             "save_every": 2,
