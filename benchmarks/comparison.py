@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from benchmarks.contest import METHODS, SECOND_RATES, SETTINGS, Setting
+from soka_cli.stages.contestant import Contestant, Curve, contestant
 
 HERE = Path(__file__).parent / "results" / "comparison"
 FIRST_RATES = (5e-3, 2e-2)
@@ -116,19 +117,12 @@ def rates(setting: Setting, names: list[str], root: Path, jobs: int, number: int
 # ---- the table
 
 
-def curve(root: Path) -> list[tuple[int, float]]:
-    """Readings of the held-out loss by step."""
-    rows = [json.loads(line) for line in (root / "train" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
-
-
-def gradient_norms(root: Path) -> float:
+def gradient_norm(run: Contestant) -> float:
     """The median over steps."""
-    rows = [json.loads(line) for line in (root / "train" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return statistics.median(row["grad_norm"] for row in rows if row.get("grad_norm") is not None)
+    return statistics.median(step.grad_norm for step in run.findings.steps if step.grad_norm is not None)
 
 
-def steps_to(readings: list[tuple[int, float]], loss: float) -> float:
+def steps_to(readings: Curve, loss: float) -> float:
     """Steps until the held-out loss is at most so much, on straight lines between readings; infinite where it never is."""
     for (before, high), (after, low) in itertools.pairwise(readings):
         if low <= loss:
@@ -152,7 +146,8 @@ def table(setting: Setting, root: Path) -> None:
     print(f"\n{setting.about}\n\n" + "| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     for name, seeds in sorted(by_method.items(), key=lambda item: statistics.mean(run["metric"] for _, run in item[1])):
         found = [run for _, run in seeds]
-        reached = statistics.median(steps_to(curve(run["folder"]), goal) for run in found)
+        trained = [contestant(run["folder"]) for run in found]
+        reached = statistics.median(steps_to(run.held_out(), goal) for run in trained)
         cells = [
             name,
             f"{found[0]['parameters']:,}",
@@ -160,16 +155,16 @@ def table(setting: Setting, root: Path) -> None:
             spread([run["metric"] for run in found]),
             spread([peer[run["seed"]] - run["metric"] for run in found if run["seed"] in peer]),
             "never" if math.isinf(reached) else f"{reached:.0f}",
-            f"{statistics.median(gradient_norms(run['folder']) for run in found):.2f}",
+            f"{statistics.median(map(gradient_norm, trained)):.2f}",
         ]
-        cells += [spread([strict(run["folder"]) for run in found])] if setting.eval else []
+        cells += [spread([strict(run) for run in trained])] if setting.eval else []
         print("| " + " | ".join(cells) + " |")
 
 
-def strict(run: Path) -> float:
+def strict(run: Contestant) -> float:
     """Percent of the test problems that the adapter answered."""
-    (scores,) = (run / "eval").glob("*-adapter/scores.json")
-    return 100 * float(json.loads(scores.read_text(encoding="utf-8"))["metrics"]["strict"]["value"])
+    (asked,) = (one for one in run.evaluations if one.kind == "adapter")
+    return 100 * asked.metrics["strict"].value
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Tiny models of each kind that the adapter's tests put SoKA on, and a way to run and to disturb them."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -70,3 +71,11 @@ def forbidden(*_: Any, **__: Any) -> Callable[..., Any]:
 def config_targets(network: nn.Module, kind: str = "llama") -> list[str]:
     """Full names of the modules that `config` targets."""
     return [name for name, _ in network.named_modules() if name.rpartition(".")[2] in TARGETS[kind]]
+
+
+def checkpoint_activations(network: Any) -> None:
+    """Switched on as a program does, without what transformers says of its own names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    network.enable_input_require_grads()

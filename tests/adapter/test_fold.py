@@ -116,10 +116,7 @@ def test_activation_checkpointing_changes_no_gradient_of_a_folded_model(product:
     models.train_a_little(network, 0.3)
     network.train()
     expected = gradients(network)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network.gradient_checkpointing_enable({"use_reentrant": False})
-    network.enable_input_require_grads()
+    models.checkpoint_activations(network)
     assert_equal(gradients(network), expected)
 
 

@@ -1,7 +1,6 @@
 """The plans through which a layer computes: the same function each, the base at the start, and a choice that can be seen."""
 
 import copy
-import warnings
 from typing import Any, get_args
 
 import pytest
@@ -110,10 +109,7 @@ def test_activation_checkpointing_changes_no_gradient(product: str) -> None:
     models.train_a_little(network, 0.3)
     network.train()
     expected = gradients(network)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network.gradient_checkpointing_enable({"use_reentrant": False})
-    network.enable_input_require_grads()
+    models.checkpoint_activations(network)
     found = gradients(network)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
